@@ -1,0 +1,1 @@
+"""Puts it together: the command line, recipes, jobs and evaluation runs."""

@@ -1,0 +1,279 @@
+"""The jobs that the command line runs, each a few stages in order.
+
+    with open_job(url, engine="ray", create=True) as job:
+        ingest(job, open_sources(["photos/"]), recipe)
+        generation = build_index(job, recipe)
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from ingest.errors import BadInput, NotFound
+from ingest.job import Job
+from ingest.parts import ListingReport, PartSizes, ingest_source
+from ingest.progress import Progress, SilentProgress, Stage
+from ingest.sources import KINDS, Source, VectorSource, open_source
+
+if TYPE_CHECKING:
+    from index.build import BuildOptions
+    from index.generation import Generation
+    from index.pins import Pin
+    from index.purge import PurgeReport
+    from index.recipe import Recipe
+    from ingest.catalogue import Catalogue
+
+EngineKind = Literal["ray", "inline"]
+
+
+@contextmanager
+def open_job(
+    url: str,
+    engine: EngineKind = "inline",
+    workers: int | None = None,
+    progress: Progress | None = None,
+    create: bool = False,
+) -> Iterator[Job]:
+    """A gallery and an engine, for a `with` statement; `create` makes the gallery if there is none.
+
+    Raises:
+        NotFound: there is no gallery, and `create` is not set.
+        BadInput: the store is unusable, or the engine cannot work with it.
+    """
+    from ingest.engine import open_engine
+    from ingest.gallery import create_gallery, open_gallery
+    from ingest.store import Store
+
+    if engine == "inline" and (workers or 1) > 1:
+        raise BadInput(f"--workers {workers} needs --engine ray: the inline engine is one process")
+    if engine == "ray" and url.startswith("memory:"):
+        raise BadInput(f"{url} lives in this process, which Ray's workers cannot see: use --engine inline")
+    store = Store(url)
+    gallery = create_gallery(store) if create else open_gallery(store)
+    with open_engine(engine, workers) as opened:
+        yield Job(gallery, opened, progress or SilentProgress())
+
+
+# -- sources ------------------------------------------------------------------------------------------------
+
+
+def open_sources(texts: Sequence[str], metadata: str | None = None) -> list[Source | VectorSource]:
+    """Opens sources as a person writes them; relative paths are made absolute, for later runs elsewhere.
+
+    Raises:
+        BadInput: one cannot be understood, two have one name, or several are to share one metadata file.
+        NotFound: a folder or file does not exist.
+    """
+    if metadata is not None and len(texts) > 1:
+        raise BadInput("--metadata describes one source: ingest the sources one at a time")
+    sources = [open_source(absolute(text), metadata) for text in texts]
+    twice = [name for name, count in Counter(source.name for source in sources).items() if count > 1]
+    if twice:
+        raise BadInput(f"two sources are called {twice[0]!r}: name one of them (OTHER=URL)")
+    return sources
+
+
+def absolute(text: str) -> str:
+    """`[NAME=]URL` with a relative path made absolute; URLs and made-up sources stay as they are."""
+    named = re.fullmatch(r"([A-Za-z0-9._-]+=)?(.*)", text, re.DOTALL)
+    name, url = (named[1] or "", named[2]) if named else ("", text)
+    prefix, colon, rest = url.partition(":")
+    kind = f"{prefix}:" if colon and prefix in KINDS else ""
+    path = rest if kind else url
+    if not path.strip() or "://" in path or kind == "synthetic:":
+        return text
+    return name + kind + os.path.abspath(os.path.expanduser(path))  # noqa: PTH100, PTH111 (keeps globs as text)
+
+
+def known_sources(catalogue: "Catalogue") -> dict[str, Source]:
+    """The sources of images that a catalogue names; one that is gone says so when it is read."""
+    known: dict[str, Source] = {}
+    for name, url in catalogue.sources.items():
+        try:
+            source = open_source(f"{name}={url}")
+        except (NotFound, BadInput) as error:
+            source = _GoneSource(name, url, str(error))
+        if isinstance(source, Source):
+            known[name] = source
+    return known
+
+
+@dataclass(frozen=True)
+class _GoneSource:
+    """A source that could not be opened: harmless until somebody needs an image that has no features yet."""
+
+    name: str
+    url: str
+    why: str
+
+    def listing(self) -> Iterator[object]:
+        raise self._error()
+
+    def read(self, key: str, max_bytes: int | None = None) -> bytes:
+        raise self._error()
+
+    def uri(self, key: str) -> str:
+        return f"{self.url}/{key}"
+
+    def _error(self) -> BadInput:
+        return BadInput(
+            f"images of source {self.name!r} have no features yet, and it cannot be opened ({self.why}); if it "
+            f"moved: reseen ingest {self.name}=NEW_URL --moved"
+        )
+
+
+# -- ingest -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class IngestOptions:
+    """What an ingest may do.
+
+    moved: the sources' names are known with other URLs, and that is meant.
+    max_rejects: share of images without features above which it stops.
+    sizes: when a part closes.
+    """
+
+    moved: bool = False
+    max_rejects: float = 0.5
+    sizes: PartSizes | None = None
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """What an ingest did: by source what listing found, and by outcome all images of the gallery."""
+
+    catalogue: int
+    listings: Mapping[str, ListingReport]
+    outcomes: Mapping[str, int]
+
+
+def ingest(
+    job: Job, sources: Sequence[Source | VectorSource], recipe: "Recipe", options: IngestOptions | None = None
+) -> IngestReport:
+    """Lists sources, commits the catalogue, and extracts features by the recipe.
+
+    Stopped at any moment, a rerun adopts what is there and goes on.
+
+    Raises:
+        BadInput: sources and recipe do not go together, or a source is unusable.
+        OverBudget: more rejects than allowed; what was done is kept.
+    """
+    from index.pins import hold
+    from ingest.catalogue import read_catalogue
+
+    options = options or IngestOptions()
+    _check_together(job, sources, recipe)
+    with hold(job.gallery, "parts/", "manifests/", *_folders(sources, recipe)) as pin:
+        job = replace(job, progress=_Renewing(job.progress, pin))
+        listings = {source.name: _list(job, source, options) for source in sources}
+        catalogue = read_catalogue(job.gallery)
+        outcomes = _describe(job, catalogue, sources, recipe, options)
+    return IngestReport(catalogue.number, listings, outcomes)
+
+
+def _check_together(job: Job, sources: Sequence[Source | VectorSource], recipe: "Recipe") -> None:
+    from ingest.catalogue import read_catalogue
+
+    for source in sources:
+        if isinstance(source, VectorSource) != recipe.ready_made:
+            holds, takes = ("images", "vectors") if recipe.ready_made else ("vectors", "images")
+            raise BadInput(
+                f"{source.url} holds {holds}, and recipe {recipe.name!r} takes {takes}: choose another recipe "
+                "(reseen recipe list)"
+            )
+    vectors = [name for name, url in read_catalogue(job.gallery).sources.items() if url.startswith("vectors:")]
+    if vectors and not recipe.ready_made:
+        raise BadInput(
+            f"{job.gallery.store.url} holds ready-made vectors ({vectors[0]}): put images into a gallery of "
+            "their own"
+        )
+
+
+def _folders(sources: Sequence[Source | VectorSource], recipe: "Recipe") -> list[str]:
+    """The folders that an ingest works in besides the catalogue's."""
+    from index.ready_made import ready_made_digest
+
+    if recipe.features is not None:
+        return [f"features/{recipe.features.digest}/"]
+    return [f"encodings/{ready_made_digest(s.dim)}/" for s in sources if isinstance(s, VectorSource)]
+
+
+def _list(job: Job, source: Source | VectorSource, options: IngestOptions) -> ListingReport:
+    from index.ready_made import ingest_vectors
+
+    if isinstance(source, VectorSource):
+        return ingest_vectors(job, source, options.moved)
+    return ingest_source(job.gallery, source, job.progress, options.sizes, options.moved)
+
+
+def _describe(
+    job: Job,
+    catalogue: "Catalogue",
+    sources: Sequence[Source | VectorSource],
+    recipe: "Recipe",
+    options: IngestOptions,
+) -> Mapping[str, int]:
+    from ingest.extract import extract
+
+    if recipe.features is None:
+        return {"ok": catalogue.rows}
+    given = {source.name: source for source in sources if isinstance(source, Source)}
+    known = known_sources(catalogue) | given
+    return extract(job, catalogue, recipe.features, known, options.max_rejects).outcomes
+
+
+class _Renewing:
+    """Progress that keeps a pin alive: an ingest may take days, and a pin's lease ends."""
+
+    def __init__(self, progress: Progress, pin: "Pin") -> None:
+        self.progress = progress
+        self.pin = pin
+
+    @contextmanager
+    def stage(self, name: str, total: int | None, unit: str = "images") -> Iterator[Stage]:
+        self.pin.keep_alive()
+        with self.progress.stage(name, total, unit) as stage:
+            yield _RenewingStage(stage, self.pin)
+
+
+@dataclass(frozen=True)
+class _RenewingStage:
+    inner: Stage
+    pin: "Pin"
+
+    def advance(self, n: int = 1, rejects: int = 0) -> None:
+        self.inner.advance(n, rejects)
+        self.pin.keep_alive()
+
+
+# -- build and purge ----------------------------------------------------------------------------------------
+
+
+def build_index(job: Job, recipe: "Recipe", options: "BuildOptions | None" = None) -> "Generation":
+    """Publishes a generation of everything that was ingested, by a recipe.
+
+    Raises:
+        NotFound: nothing was ingested.
+        OverBudget: the gate, or too many rejects; nothing is published.
+        Conflict: a rebuild or refit lost against another publisher.
+    """
+    from index.build import build
+    from ingest.catalogue import read_catalogue
+
+    return build(job, recipe, known_sources(read_catalogue(job.gallery)), options)
+
+
+def purge_deleted(job: Job) -> "PurgeReport":
+    """Removes everything on the deletion list from the store, and builds what that leaves."""
+    from index.build import BuildOptions
+    from index.purge import purge
+
+    anything = BuildOptions(max_rejects=1.0)  # taking images down never waits for a share of rejects
+    return purge(job, lambda newest: build_index(job, newest.recipe, anything))
+
+

@@ -1,0 +1,1 @@
+"""Features to ranked ids: codebooks, encoders, quantizers, shards, generations, search, metrics."""

@@ -1,0 +1,195 @@
+"""Building a generation: fit what is not fitted, encode and shard what is new, check, publish."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from index.encodings import EncodingSet, encode, encodings_digest
+from index.fit import fit_gallery_encoder, fit_gallery_projection, fit_gallery_quantizer
+from index.generation import Generation, Models, read_generation
+from index.pins import Pin, earlier_fits, hold
+from index.publish import Proposal, publish
+from index.ready_made import ready_made_encodings
+from index.recipe import Recipe
+from index.shards import Shard, build_shards, plan_shards
+from ingest.catalogue import Catalogue, LiveRows, PartRef, live_rows, read_catalogue
+from ingest.errors import BadInput, Conflict, NotFound
+from ingest.extract import extract
+from ingest.gallery import Gallery
+from ingest.job import Job
+from ingest.records import digest_of
+from ingest.sources import Source
+
+_REPLANS = 20
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What a build may do besides adding what is new.
+
+    rebuild: cut all shards anew, with the models as they are.
+    refit: fit all models anew on the catalogue as it is; implies rebuild.
+    max_rejects: share of images without features above which the build stops.
+    """
+
+    rebuild: bool = False
+    refit: bool = False
+    max_rejects: float = 0.5
+
+    @property
+    def replaces(self) -> bool:
+        return self.rebuild or self.refit
+
+
+def build(
+    job: Job, recipe: Recipe, sources: Mapping[str, Source], options: BuildOptions | None = None
+) -> Generation:
+    """Publishes a generation of the newest catalogue by a recipe.
+
+    Models that a generation with the same recipe has are carried on; its shards are kept, and new ones
+    added for parts that they do not cover. Whoever publishes meanwhile is built upon; only an explicit
+    rebuild or refit reports the conflict.
+
+    Returns:
+        The generation in force: the newest one as it was, if there is nothing to add.
+    """
+    options = options or BuildOptions()
+    for _ in range(_REPLANS):
+        try:
+            return _build(job, recipe, sources, options)
+        except Conflict:
+            if options.replaces:
+                raise
+    raise Conflict(f"{job.gallery.store.url} changes faster than this build can follow; run again later")
+
+
+def _build(job: Job, recipe: Recipe, sources: Mapping[str, Source], options: BuildOptions) -> Generation:
+    with hold(job.gallery, "manifests/") as pin:
+        base = job.gallery.generations.newest()
+        catalogue = read_catalogue(job.gallery)
+        if not catalogue.parts:
+            raise NotFound(f"{job.gallery.store.url} has no images yet: run reseen ingest SOURCE first")
+        parent = None if options.refit else lineage(job.gallery, recipe, base)
+        kept = [] if parent is None or options.rebuild else _usable_shards(parent, catalogue)
+        covered = {part for shard in kept for part in shard.parts}
+        todo = [part for part in catalogue.parts if part.part not in covered]
+        models, encodings = _vectors(_Plan(job, recipe, pin, catalogue, options), parent, todo, sources)
+        plans = plan_shards(todo, encodings.counts, recipe.shard_rows, models.encodings, models.quantizer)
+        pin.keep(*(f"shards/{plan.digest}/" for plan in plans), *_model_prefixes(models))
+        shards = build_shards(job, plans, encodings.counts)
+        pin.keep_alive()
+        grows = parent is not None and parent.number == base and len(kept) == len(parent.shards)
+        proposal = Proposal(
+            action="build",
+            recipe=recipe,
+            models=models,
+            shards=tuple(shards) if grows else (*kept, *shards),
+            catalogue=catalogue.number,
+            base=base,
+            adds=grows,
+        )
+        return publish(job, proposal)
+
+
+def lineage(gallery: Gallery, recipe: Recipe, newest: int) -> Generation | None:
+    """The newest generation that was built by a recipe of the same digest and is still there."""
+    for number in sorted((n for n in gallery.generations.numbers() if n <= newest), reverse=True):
+        if gallery.generations.read(number)["recipe_digest"] != recipe.digest:
+            continue
+        try:
+            return read_generation(gallery, number)
+        except NotFound:
+            return None
+    return None
+
+
+def _usable_shards(parent: Generation, catalogue: Catalogue) -> list[Shard]:
+    """The parent's shards whose every part is still in the catalogue (a purge replaces parts)."""
+    return [shard for shard in parent.shards if catalogue.position.keys() >= set(shard.parts)]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    job: Job
+    recipe: Recipe
+    pin: Pin
+    catalogue: Catalogue
+    options: BuildOptions
+
+
+def _vectors(
+    plan: _Plan, parent: Generation | None, todo: Sequence[PartRef], sources: Mapping[str, Source]
+) -> tuple[Models, EncodingSet]:
+    """The models of the generation, and the vectors of the parts that its shards do not cover yet."""
+    job, recipe, live = plan.job, plan.recipe, live_rows(plan.job.gallery, plan.catalogue)
+    if recipe.features is None or recipe.encoder is None:
+        encodings = ready_made_encodings(job.gallery, plan.catalogue)
+        quantizer = parent.models.quantizer if parent else _fit_quantizer(plan, live, encodings)
+        return Models(None, None, None, encodings.digest, quantizer), encodings
+    features = recipe.features.digest
+    plan.pin.keep(f"features/{features}/")
+    catalogue = plan.catalogue
+    missing = Catalogue(catalogue.number, catalogue.sources, tuple(todo), catalogue.deleted)
+    extract(job, missing, recipe.features, sources, plan.options.max_rejects)
+    if parent is not None:
+        encoder, projection = parent.models.encoder, parent.models.projection
+    else:
+        encoder, projection = _fit_encoder(plan, live, features)
+    assert encoder is not None
+    plan.pin.keep(f"encodings/{encodings_digest(features, encoder, projection)}/")
+    encodings = encode(job, todo, features, encoder, projection)
+    plan.pin.keep_alive()
+    quantizer = parent.models.quantizer if parent else _fit_quantizer(plan, live, encodings)
+    return Models(features, encoder, projection, encodings.digest, quantizer), encodings
+
+
+def _fit_encoder(plan: _Plan, live: LiveRows, features: str) -> tuple[str, str | None]:
+    job, recipe, catalogue = plan.job, plan.recipe, plan.catalogue
+    settings = recipe.encoder
+    if settings is None:
+        raise BadInput(f"recipe {recipe.name!r} has no encoder")
+    work = _work(plan, "encoder", settings.model_dump(mode="json"), features)
+    encoder = _recall(plan, work) or fit_gallery_encoder(job, catalogue, live, features, settings)
+    _remember(plan, work, encoder)
+    if recipe.projection is None:
+        return encoder, None
+    work = _work(plan, "projection", recipe.projection.model_dump(mode="json"), encoder)
+    projection = _recall(plan, work) or fit_gallery_projection(
+        job, catalogue, live, features, encoder, recipe.projection
+    )
+    _remember(plan, work, projection)
+    return encoder, projection
+
+
+def _fit_quantizer(plan: _Plan, live: LiveRows, encodings: EncodingSet) -> str:
+    work = _work(plan, "quantizer", plan.recipe.quantizer.model_dump(mode="json"), encodings.digest)
+    quantizer = _recall(plan, work) or fit_gallery_quantizer(
+        plan.job, plan.catalogue, live, encodings, plan.recipe
+    )
+    _remember(plan, work, quantizer)
+    return quantizer
+
+
+def _work(plan: _Plan, kind: str, settings: object, inputs: str) -> str:
+    """The digest of a fit: its settings, its inputs, and the images that it may draw from."""
+    parts = [part.part for part in plan.catalogue.parts]
+    deleted = plan.catalogue.deleted.tolist()
+    return digest_of({"fit": kind, "settings": settings, "inputs": inputs, "parts": parts, "deleted": deleted})
+
+
+def _recall(plan: _Plan, work: str) -> str | None:
+    """A model that an earlier, unfinished build fitted for the same work, if it is still there."""
+    model = earlier_fits(plan.job.gallery).get(work)
+    there = model is not None and plan.job.gallery.store.exists(f"models/{model}/model.safetensors")
+    return model if there else None
+
+
+def _remember(plan: _Plan, work: str, model: str) -> None:
+    plan.pin.fits[work] = model
+    plan.pin.prefixes.add(f"models/{model}/")
+    plan.pin.save()
+
+
+def _model_prefixes(models: Models) -> list[str]:
+    return [f"models/{digest}/" for digest in models.fitted.values()]
+
+

@@ -1,0 +1,58 @@
+"""What a generation or a catalogue names: the objects that must be there for it to be used."""
+
+from collections.abc import Iterable
+
+from index.generation import Generation, read_generation
+from ingest.catalogue import Catalogue, read_catalogue
+from ingest.errors import NotFound
+from ingest.gallery import Gallery, blob_path, encodings_path, features_path, model_path
+from ingest.tables import manifest_path
+
+
+def objects_of_generation(gallery: Gallery, generation: Generation) -> set[str]:
+    """Every object that a generation names: shards, models, manifests, and its parts' rows, features, vectors."""
+    named = {manifest_path(digest) for digest in generation.manifests.values() if digest is not None}
+    for shard in generation.shards:
+        named.update((shard.index.name, shard.rows.name))
+    named.update(model_path(digest) for digest in generation.models.fitted.values())
+    named |= objects_of_catalogue(gallery, generation.catalogue)
+    if generation.deletions != generation.catalogue:
+        named |= manifests_of_catalogue(gallery, generation.deletions)
+    catalogue = read_catalogue(gallery, generation.catalogue)
+    return named | objects_of_parts(generation, catalogue)
+
+
+def objects_of_parts(generation: Generation, catalogue: Catalogue) -> set[str]:
+    """The features and vectors of a catalogue's parts by a generation's models."""
+    named = set()
+    for part in catalogue.parts:
+        named.add(encodings_path(generation.models.encodings, part.part))
+        if generation.models.features is not None:
+            named.add(features_path(generation.models.features, part.part))
+            named.add(blob_path(generation.models.features, part.part))
+    return named
+
+
+def manifests_of_catalogue(gallery: Gallery, number: int) -> set[str]:
+    """The manifests that a commit of the catalogue names."""
+    if number == 0:
+        return set()
+    record = gallery.catalogue.read(number)
+    return {manifest_path(record[name]) for name in ("parts", "deleted") if record[name] is not None}
+
+
+def objects_of_catalogue(gallery: Gallery, number: int) -> set[str]:
+    """The manifests of a commit of the catalogue, and its parts."""
+    parts = {part.ref.name for part in read_catalogue(gallery, number).parts}
+    return manifests_of_catalogue(gallery, number) | parts
+
+
+def readable_generations(gallery: Gallery, numbers: Iterable[int]) -> list[Generation]:
+    """Those of some generations that were neither collected nor purged."""
+    found = []
+    for number in numbers:
+        try:
+            found.append(read_generation(gallery, number))
+        except NotFound:
+            continue
+    return found

@@ -1,0 +1,103 @@
+"""Taking images down, putting them back, and going back to an older generation."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from index.generation import Generation, read_generation
+from index.pins import hold
+from index.publish import Proposal, newest_generation, publish
+from ingest.catalogue import Catalogue, all_rows, commit_catalogue, read_catalogue
+from ingest.errors import NotFound
+from ingest.gallery import Gallery
+from ingest.job import Job
+
+
+def delete(job: Job, image_ids: list[int]) -> Generation | None:
+    """Takes images down: puts them on the deletion list and publishes a generation that masks them.
+
+    They stay in the store until `purge`, can be put back until then by `restore`, and are not ingested again.
+    Stopped half-way, the list is in force for every later generation, and a rerun publishes.
+
+    Returns:
+        The generation in force; None if none was published yet.
+
+    Raises:
+        NotFound: an id is not in the gallery; nothing is deleted then.
+    """
+    _check_known(job.gallery, image_ids)
+    ids = np.array(image_ids, np.int64)
+    with hold(job.gallery, "manifests/"):
+        commit_catalogue(job.gallery, lambda newest: newest.with_deleted(ids))
+        return republish(job, "delete")
+
+
+def restore(job: Job, image_ids: list[int]) -> Generation | None:
+    """Takes images off the deletion list and publishes a generation that has them again.
+
+    Raises:
+        NotFound: an image is not on the list, or was purged.
+    """
+    catalogue = read_catalogue(job.gallery)
+    missing = sorted(set(image_ids) - set(catalogue.deleted.tolist()))
+    if missing:
+        raise NotFound(f"image {missing[0]} is not on the deletion list of {job.gallery.store.url}")
+    _check_known(job.gallery, image_ids)
+    ids = np.array(image_ids, np.int64)
+    with hold(job.gallery, "manifests/"):
+        commit_catalogue(job.gallery, lambda newest: newest.without_deleted(ids))
+        return republish(job, "restore")
+
+
+def _check_known(gallery: Gallery, image_ids: list[int]) -> None:
+    known = all_rows(gallery, read_catalogue(gallery)).image_id
+    unknown = sorted(set(image_ids) - set(known.tolist()))
+    if unknown:
+        raise NotFound(
+            f"{gallery.store.url} has no image {unknown[0]}"
+            + (f" (and {len(unknown) - 1} more of those named)" if len(unknown) > 1 else "")
+            + "; ids are what `reseen search --json` prints"
+        )
+
+
+def republish(job: Job, action: str) -> Generation | None:
+    """Publishes the newest generation's shards with the masks of the newest deletion list."""
+    newest = newest_generation(job.gallery)
+    if newest is None:
+        return None
+    proposal = _same_shards(action, newest)
+    return publish(job, replace(proposal, adds=True, shards=()))
+
+
+def rollback(job: Job, number: int) -> Generation:
+    """Publishes an older generation's contents again, except what is on the deletion list now.
+
+    Raises:
+        NotFound: there is no such generation, or garbage collection took its shards.
+        Conflict: somebody published meanwhile.
+    """
+    with hold(job.gallery, "manifests/") as pin:
+        pin.generations.add(number)
+        pin.save()
+        base = job.gallery.generations.newest()
+        return publish(job, replace(_same_shards("rollback", read_generation(job.gallery, number)), base=base))
+
+
+def _same_shards(action: str, generation: Generation) -> Proposal:
+    return Proposal(
+        action=action,
+        recipe=generation.recipe,
+        models=generation.models,
+        shards=generation.shards,
+        catalogue=generation.catalogue,
+        base=generation.number,
+        adds=False,
+        gated=False,
+        gate=dict(generation.gate),
+    )
+
+
+def purgeable(gallery: Gallery, catalogue: Catalogue) -> np.ndarray:
+    """Ids on the deletion list whose rows are still in some part, sorted."""
+    present = all_rows(gallery, catalogue).image_id
+    return np.intersect1d(present, catalogue.deleted)

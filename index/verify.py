@@ -1,0 +1,85 @@
+"""Verifying: every object that a generation names is read and checked; all problems are reported."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from index.encodings import read_encodings
+from index.generation import Generation, read_generation
+from index.models import load_model
+from index.quantizer import deserialise
+from index.shards import Shard
+from ingest.catalogue import PartRef, read_catalogue, read_part
+from ingest.errors import Corrupt, NotFound
+from ingest.features import existing_features, read_features
+from ingest.gallery import Gallery
+from ingest.job import Job
+from ingest.tables import read_object, read_table
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was checked, and every problem found, by name."""
+
+    generation: int
+    checked: int
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One thing to check: a part, a shard or a model."""
+
+    generation: Generation
+    what: PartRef | Shard | tuple[str, str]
+
+
+def verify(job: Job, number: int | None = None) -> VerifyReport:
+    """Checks a generation, the newest by default: record, manifests, models, shards, parts, features, vectors.
+
+    Raises:
+        NotFound, Corrupt: the record or a manifest itself; then nothing else can be checked.
+    """
+    generation = read_generation(job.gallery, number)
+    catalogue = read_catalogue(job.gallery, generation.catalogue)
+    whats = [*generation.models.fitted.items(), *generation.shards, *catalogue.parts]
+    problems: list[str] = []
+    with job.progress.stage("verify", len(whats), "objects") as stage:
+        for found in job.engine.map(VerifyWorker(job.gallery), [_Task(generation, what) for what in whats]):
+            problems += found
+            stage.advance(1, rejects=len(found))
+    return VerifyReport(generation.number, len(whats), tuple(sorted(problems)))
+
+
+@dataclass(frozen=True)
+class VerifyWorker:
+    """Checks one thing after the other; runs in any engine."""
+
+    gallery: Gallery
+
+    def start(self) -> "VerifyWorker":
+        return self
+
+    def __call__(self, task: _Task) -> list[str]:
+        problems = []
+        for check in _checks(self.gallery, task):
+            try:
+                check()
+            except (Corrupt, NotFound) as error:
+                problems.append(str(error))
+        return problems
+
+
+def _checks(gallery: Gallery, task: _Task) -> Iterator[Callable[[], object]]:
+    what, models = task.what, task.generation.models
+    if isinstance(what, PartRef):
+        yield lambda: read_part(gallery, what)
+        yield lambda: read_encodings(gallery, models.encodings, what.part)
+        if (features := models.features) is not None:
+            yield lambda: existing_features(gallery, features, what)
+            yield lambda: list(read_features(gallery, features, what))
+    elif isinstance(what, Shard):
+        yield lambda: deserialise(read_object(gallery.store, what.index))
+        yield lambda: read_table(gallery.store, what.rows)
+    else:
+        kind, digest = what
+        yield lambda: load_model(gallery, digest, kind)

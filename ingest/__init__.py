@@ -1,0 +1,1 @@
+"""Images to features: sources, safe decoding, local features, object storage, the parallel engine."""

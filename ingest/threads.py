@@ -1,0 +1,83 @@
+"""Thread counts of the numerical libraries: workers x threads = processors.
+
+Left alone, each of OpenCV, torch, faiss and BLAS in each worker starts a thread for every processor, and
+OpenMP's threads spin while they wait. Some fits (PCA, OPQ) give other bytes at other thread counts: those
+run inside `fixed_threads`.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_VARIABLES = (
+    "OMP_NUM_THREADS",  # torch, faiss
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENCV_FOR_THREADS_NUM",
+)
+
+
+def thread_environment(threads: int) -> dict[str, str]:
+    """The environment of a process that computes with so many threads, and does not spin while it waits.
+
+    Libraries read it when they load, so it must be set before they are imported.
+    """
+    return {**dict.fromkeys(_VARIABLES, str(threads)), "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def set_threads(threads: int) -> None:
+    """Sets the thread count of this process: of libraries yet to be loaded, and of those that are.
+
+    Call it before the heavy imports (the wait policy counts only then) and again after them.
+    """
+    os.environ.update(thread_environment(threads))
+    _limit_loaded(threads)
+
+
+def _limit_loaded(threads: int) -> None:
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped, unused-ignore]
+
+    threadpool_limits(limits=threads)
+    if cv2 := sys.modules.get("cv2"):
+        cv2.setNumThreads(threads)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(threads)
+    if faiss := sys.modules.get("faiss"):
+        faiss.omp_set_num_threads(threads)
+
+
+@contextmanager
+def fixed_threads(threads: int) -> Iterator[None]:
+    """A block that runs at a fixed thread count, whatever the machine; the old counts return afterwards.
+
+    Holds for the libraries that are imported when the block begins.
+    """
+    from threadpoolctl import threadpool_limits
+
+    before = {name: count for name, count in _counts().items() if name in sys.modules}
+    with threadpool_limits(limits=threads):
+        _limit_loaded(threads)
+        try:
+            yield
+        finally:
+            for name, count in before.items():
+                _set_count(name, count)
+
+
+def _counts() -> dict[str, int]:
+    """The thread counts of those libraries that keep one of their own and are imported."""
+    counts = {}
+    if cv2 := sys.modules.get("cv2"):
+        counts["cv2"] = int(cv2.getNumThreads())
+    if torch := sys.modules.get("torch"):
+        counts["torch"] = int(torch.get_num_threads())
+    if faiss := sys.modules.get("faiss"):
+        counts["faiss"] = int(faiss.omp_get_max_threads())
+    return counts
+
+
+def _set_count(name: str, count: int) -> None:
+    library = sys.modules[name]
+    setter = {"cv2": "setNumThreads", "torch": "set_num_threads", "faiss": "omp_set_num_threads"}[name]
+    getattr(library, setter)(count)

@@ -1,0 +1,1 @@
+"""Labels to checkpoints. Training speaks to the rest through checkpoint files only."""
