@@ -66,9 +66,9 @@ def _build(job: Job, recipe: Recipe, sources: Mapping[str, Source], options: Bui
     with hold(job.gallery, "manifests/") as pin:
         base = job.gallery.generations.newest()
         catalogue = read_catalogue(job.gallery)
-        if not catalogue.parts:
-            raise NotFound(f"{job.gallery.store.url} has no images yet: run reseen ingest SOURCE first")
         parent = None if options.refit else lineage(job.gallery, recipe, base)
+        if not catalogue.parts and parent is None:
+            raise NotFound(f"{job.gallery.store.url} has no images yet: run reseen ingest SOURCE first")
         kept = [] if parent is None or options.rebuild else _usable_shards(parent, catalogue)
         covered = {part for shard in kept for part in shard.parts}
         todo = [part for part in catalogue.parts if part.part not in covered]
@@ -123,8 +123,9 @@ def _vectors(
     job, recipe, live = plan.job, plan.recipe, live_rows(plan.job.gallery, plan.catalogue)
     if recipe.features is None or recipe.encoder is None:
         encodings = ready_made_encodings(job.gallery, plan.catalogue)
-        quantizer = parent.models.quantizer if parent else _fit_quantizer(plan, live, encodings)
-        return Models(None, None, None, encodings.digest, quantizer), encodings
+        if parent is not None:
+            return parent.models, encodings
+        return Models(None, None, None, encodings.digest, _fit_quantizer(plan, live, encodings)), encodings
     features = recipe.features.digest
     plan.pin.keep(f"features/{features}/")
     catalogue = plan.catalogue

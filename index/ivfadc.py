@@ -86,7 +86,6 @@ def train_ivfadc(
     index = faiss.index_factory(rotated, f"IVF{lists},PQ{code_bytes}np", faiss.METRIC_INNER_PRODUCT)
     _quietly_seeded(index.cp, settings.seed)
     _quietly_seeded(index.pq.cp, settings.seed)
-    index.by_residual = True
     if settings.opq:
         rotation = faiss.OPQMatrix(d, code_bytes, rotated)
         rotation.niter = settings.opq_iterations

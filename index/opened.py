@@ -6,6 +6,7 @@ and may be shared by threads.
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -78,17 +79,28 @@ class OpenGeneration:
 
     def locate(self, image_id: int) -> tuple[str, int]:
         """The part, and the row in it, of an image that search can return; `NotFound` if it cannot."""
-        for row in np.flatnonzero(self.image_ids == image_id):
+        first = int(np.searchsorted(self.image_ids, image_id, sorter=self._by_id))
+        for row in map(int, self._by_id[first:]):
+            if self.image_ids[row] != image_id:
+                break
             if self.live is None or self.live[row // 8] >> (row % 8) & 1:
-                return self._place(int(row))
+                return self._place(row)
         raise NotFound(f"generation {self.generation.number} has no image {image_id}")
 
+    @cached_property
+    def _by_id(self) -> Int64[np.ndarray, " n"]:
+        """The rows in the order of their image ids: 8 bytes a row, from the first look-up on."""
+        return np.argsort(self.image_ids, kind="stable")
+
+    @cached_property
+    def _starts(self) -> Int64[np.ndarray, " shards"]:
+        """The first row of each shard."""
+        return np.cumsum([0, *(table.num_rows for table in self.tables)])
+
     def _place(self, row: int) -> tuple[str, int]:
-        for table in self.tables:
-            if row < table.num_rows:
-                return table["part"][row].as_py(), table["row"][row].as_py()
-            row -= table.num_rows
-        raise IndexError(row)
+        shard = int(np.searchsorted(self._starts, row, side="right")) - 1
+        table, row = self.tables[shard], row - int(self._starts[shard])
+        return table["part"][row].as_py(), table["row"][row].as_py()
 
 
 def open_generation(gallery: Gallery, number: int | None = None, cache: Cache | None = None) -> OpenGeneration:

@@ -14,6 +14,7 @@ from ingest.errors import BadInput
 _CHUNK_ROWS = 512
 _CHUNK_COLUMNS = 2048
 _RANK_TOLERANCE = 1e-7  # of the largest eigenvalue: float32 input carries no more
+_NO_VARIANCE = 1e-7  # what is below it times the tolerance is rounding, for vectors of about unit length
 
 
 class ProjectionSettings(BaseModel):
@@ -141,10 +142,11 @@ def _principal_directions(
     centred: Float32[np.ndarray, "n D"], dim: int
 ) -> tuple[Float64[np.ndarray, "d"], Float64[np.ndarray, "d D"]]:
     """The variances and unit directions of the first `dim` components with any variance, most first."""
-    n, D = centred.shape
-    dual = n < D
+    n = len(centred)
+    dual = n < centred.shape[1]
     variances, vectors = np.linalg.eigh((_gram(centred) if dual else _gram(centred.T)) / n)
-    kept = min(dim, n - 1, D, int((variances > _RANK_TOLERANCE * max(variances[-1], 1e-20)).sum()))
+    rank = int((variances > _RANK_TOLERANCE * max(variances[-1], _NO_VARIANCE)).sum())
+    kept = min(dim, rank)
     variances = variances[::-1][:kept]
     vectors = vectors[:, ::-1][:, :kept]
     directions = _from_dual(vectors, centred, variances * n) if dual else np.ascontiguousarray(vectors.T)

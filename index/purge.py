@@ -86,7 +86,7 @@ def _without(gallery: Gallery, part: PartRef, kept: np.ndarray) -> PartRef | Non
     rows = read_part(gallery, part).take(pa.array(kept))
     data = encode_table(rows)
     name = digest_of_bytes(data)
-    if _ready_made(part):
+    if part.ready_made:  # its name covers vectors too, which its rows do not tell apart
         name = sha256(f"{part.part} without {np.setdiff1d(np.arange(part.ref.rows), kept).tolist()}".encode())
         name = name[:DIGEST_LENGTH]
     for folder in _folders(gallery, "features", part.part):
@@ -95,12 +95,7 @@ def _without(gallery: Gallery, part: PartRef, kept: np.ndarray) -> PartRef | Non
         _copy_encodings(gallery, folder, part.part, name, kept)
     ref = write_object(gallery.store, part_path(name), data, rows.num_rows)
     size = int(np.sum(rows["size"].to_numpy()))
-    return PartRef(name, part.source, ref, size)
-
-
-def _ready_made(part: PartRef) -> bool:
-    """Whether a part's name covers vectors too, which its rows do not tell apart."""
-    return part.part != part.ref.sha256[:DIGEST_LENGTH]
+    return replace(part, part=name, ref=ref, bytes=size)
 
 
 def _folders(gallery: Gallery, kind: str, part: str) -> list[str]:

@@ -42,9 +42,11 @@ def manifests_of_catalogue(gallery: Gallery, number: int) -> set[str]:
 
 
 def objects_of_catalogue(gallery: Gallery, number: int) -> set[str]:
-    """The manifests of a commit of the catalogue, and its parts."""
-    parts = {part.ref.name for part in read_catalogue(gallery, number).parts}
-    return manifests_of_catalogue(gallery, number) | parts
+    """The manifests of a commit of the catalogue, its parts, and the vectors that came ready-made."""
+    parts = read_catalogue(gallery, number).parts
+    named = {part.ref.name for part in parts}
+    named |= {encodings_path(part.ready_made, part.part) for part in parts if part.ready_made}
+    return manifests_of_catalogue(gallery, number) | named
 
 
 def readable_generations(gallery: Gallery, numbers: Iterable[int]) -> list[Generation]:

@@ -5,8 +5,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from index.encodings import FORMAT, EncodingSet, existing_encodings, write_encodings
-from ingest.catalogue import METADATA_PREFIX, Catalogue, PartRef, commit_catalogue, read_catalogue
-from ingest.errors import BadInput, NotFound
+from ingest.catalogue import (
+    METADATA_PREFIX,
+    Catalogue,
+    PartRef,
+    all_rows,
+    commit_catalogue,
+    read_catalogue,
+)
+from ingest.errors import BadInput
 from ingest.gallery import Gallery, part_path
 from ingest.job import Job
 from ingest.parts import ListingReport, part_table
@@ -41,13 +48,20 @@ def ingest_vectors(job: Job, source: VectorSource, moved: bool = False) -> Listi
             parts.append((part, rows))
             stage.advance(part.ref.rows)
     ordered = [part for part, _ in sorted(parts, key=lambda pair: pair[1])]
-    known = {part.part for part in catalogue.parts}
-    fresh = [part for part in ordered if part.part not in known]
+    in_force = _in_force(gallery, catalogue)
+    fresh = [part for part in ordered if part.part not in in_force]
     report.new = sum(part.ref.rows for part in fresh)
     report.unchanged = source.rows - report.new
     report.parts = len(fresh)
     commit_catalogue(gallery, lambda newest: newest.with_parts(fresh, source.name, source.url))
     return report
+
+
+def _in_force(gallery: Gallery, catalogue: Catalogue) -> set[str]:
+    """The parts whose every row is its vector's newest."""
+    rows = all_rows(gallery, catalogue)
+    newest = np.bincount(rows.part, minlength=len(catalogue.parts))
+    return {part.part for part, count in zip(catalogue.parts, newest, strict=True) if count == part.ref.rows}
 
 
 def _check(gallery: Gallery, catalogue: Catalogue, source: VectorSource, moved: bool) -> None:
@@ -57,14 +71,11 @@ def _check(gallery: Gallery, catalogue: Catalogue, source: VectorSource, moved: 
             f"the gallery has a source {source.name!r} at {url}, and this one is at {source.url}: give it "
             "another name (OTHER=vectors:PATH), or say --moved if it is the same file in a new place"
         )
-    for part in catalogue.parts[:1]:
-        try:
-            existing_encodings(gallery, ready_made_digest(source.dim), part.part)
-        except NotFound:
-            raise BadInput(
-                f"the gallery at {gallery.store.url} holds images, or vectors of another dimension than "
-                f"{source.dim}: put these vectors into a gallery of their own"
-            ) from None
+    if {part.ready_made for part in catalogue.parts} - {ready_made_digest(source.dim)}:
+        raise BadInput(
+            f"the gallery at {gallery.store.url} holds images, or vectors of another dimension than "
+            f"{source.dim}: put these vectors into a gallery of their own"
+        )
 
 
 @dataclass(frozen=True)
@@ -90,9 +101,10 @@ class VectorWorker:
         name = sha256(sha256(data).encode() + sha256(vectors.tobytes()).encode())[:DIGEST_LENGTH]
         ids = np.array([row["image_id"] for row in rows], np.int64)
         numbers = np.arange(len(rows), dtype=np.int32)
-        write_encodings(self.gallery, ready_made_digest(vectors.shape[1]), name, numbers, ids, vectors)
+        encodings = ready_made_digest(vectors.shape[1])
+        write_encodings(self.gallery, encodings, name, numbers, ids, vectors)
         ref = write_object(self.gallery.store, part_path(name), data, len(rows))
-        return PartRef(name, self.source.name, ref, vectors.nbytes), start
+        return PartRef(name, self.source.name, ref, vectors.nbytes, encodings), start
 
     def _row(self, key: str, size: int) -> dict[str, int | bytes | str]:
         image_id, check = image_identity(self.source.name, key)
@@ -109,15 +121,11 @@ class VectorWorker:
 def ready_made_encodings(gallery: Gallery, catalogue: Catalogue) -> EncodingSet:
     """The stored vectors of a gallery of ready-made vectors; `BadInput` if it holds images."""
     refs: dict[str, ObjectRef] = {}
-    digest = ""
     for part in catalogue.parts:
-        dim = part.bytes // (4 * max(1, part.ref.rows))
-        digest = ready_made_digest(dim)
-        try:
-            refs[part.part] = existing_encodings(gallery, digest, part.part)
-        except NotFound:
+        if not part.ready_made:
             raise BadInput(
                 f"{gallery.store.url} holds images, and the recipe takes ready-made vectors: choose a recipe "
                 "with features and an encoder (reseen recipe list)"
-            ) from None
-    return EncodingSet(digest, refs)
+            )
+        refs[part.part] = existing_encodings(gallery, part.ready_made, part.part)
+    return EncodingSet(catalogue.parts[0].ready_made if catalogue.parts else "", refs)

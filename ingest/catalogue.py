@@ -31,6 +31,7 @@ PARTS_SCHEMA = pa.schema(
         ("part", pa.string()),
         ("source", pa.string()),
         ("bytes", pa.int64()),
+        ("ready_made", pa.string()),
     ]
 )
 DELETED_SCHEMA = pa.schema([("image_id", pa.int64())])
@@ -40,12 +41,19 @@ READERS = 16  # small objects read at once: a store's latency, not its bandwidth
 
 @dataclass(frozen=True)
 class PartRef:
-    """A part as a catalogue names it: its digest, its source, its object, the bytes of its images."""
+    """A part as a catalogue names it.
+
+    Attributes:
+        part: its digest; `source`: the name of its source; `ref`: its object.
+        bytes: size of its images.
+        ready_made: digest of the vectors that it came with; empty for images.
+    """
 
     part: str
     source: str
     ref: ObjectRef
     bytes: int
+    ready_made: str = ""
 
     def __str__(self) -> str:
         return f"part {self.part} ({self.ref.rows} images of {self.source})"
@@ -85,9 +93,13 @@ class Catalogue:
         )
 
     def with_parts(self, parts: list[PartRef], source: str, url: str) -> "Catalogue":
-        """This catalogue and the parts that it does not have yet."""
-        new = [part for part in parts if part.part not in self.position]
-        return replace(self, parts=(*self.parts, *new), sources={**self.sources, source: url})
+        """This catalogue with some parts last, so that their rows are in force.
+
+        A part that it has already (images went back to an older version) moves to the end.
+        """
+        last = {part.part for part in parts}
+        before = (part for part in self.parts if part.part not in last)
+        return replace(self, parts=(*before, *parts), sources={**self.sources, source: url})
 
     def with_deleted(self, ids: Int64[np.ndarray, " n"]) -> "Catalogue":
         return replace(self, deleted=np.union1d(self.deleted, ids))
@@ -116,6 +128,7 @@ def _part_refs(table: pa.Table) -> list[PartRef]:
             row["source"],
             ObjectRef(row["name"], row["size"], row["sha256"], row["rows"]),
             row["bytes"],
+            row["ready_made"],
         )
         for row in table.to_pylist()
     ]
@@ -143,7 +156,13 @@ def commit_catalogue(gallery: Gallery, change: Callable[[Catalogue], Catalogue])
 
 def _record(gallery: Gallery, catalogue: Catalogue) -> dict[str, Any]:
     parts = [
-        {**vars(part.ref), "part": part.part, "source": part.source, "bytes": part.bytes}
+        {
+            **vars(part.ref),
+            "part": part.part,
+            "source": part.source,
+            "bytes": part.bytes,
+            "ready_made": part.ready_made,
+        }
         for part in catalogue.parts
     ]
     deleted = None

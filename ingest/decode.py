@@ -53,30 +53,30 @@ class DecodeSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     longest_side: int = Field(
-        640,
+        default=640,
         ge=1,
         le=16_384,
         description="pixels of the longest side after decoding; images are only ever reduced; the cost of "
         "what follows grows with its square",
     )
     shortest_side_least: int = Field(
-        16, ge=1, description="pixels; an image with a shorter side, after reduction, is too_small"
+        default=16, ge=1, description="pixels; an image with a shorter side, after reduction, is too_small"
     )
-    max_bytes: int = Field(64 * 2**20, ge=1, description="bytes of a file; above: too_many_bytes")
+    max_bytes: int = Field(default=64 * 2**20, ge=1, description="bytes of a file; above: too_many_bytes")
     max_pixels: int = Field(
-        100_000_000,
+        default=100_000_000,
         ge=1,
         le=178_956_970,  # where Pillow itself refuses
         description="width x height that a header may state; above: too_many_pixels; 4 bytes each, twice",
     )
     max_memory_mb: int = Field(
-        1024,
+        default=1024,
         ge=32,
         description="MiB that decoding one image may add to its process, the file's own bytes included; "
         "above: too_costly; each decoding process may reach it",
     )
     max_cpu_seconds: float = Field(
-        20.0, gt=0, description="CPU seconds that decoding one image may take; above: too_costly"
+        default=20.0, gt=0, description="CPU seconds that decoding one image may take; above: too_costly"
     )
 
 

@@ -96,12 +96,13 @@ def open_engine(
     """An engine for a `with` statement.
 
     Args:
-        kind: `inline`, or `ray`: starts Ray on this machine, or joins the cluster that `RAY_ADDRESS` names
-            (Ray reads it). What was started here is shut down at the end; what was running goes on.
+        kind: `inline`, or `ray`: joins the cluster at `address`, or starts Ray on this machine and shuts it
+            down at the end. Inside a program that is connected to Ray already, that connection is used.
         workers: worker processes; by default one for each processor of the cluster, or each GPU with
             `gpu`. Workers x threads = processors. A worker takes 0.2 GB before it has loaded anything.
         gpu: each worker holds one GPU, and sees no other. Without it a worker sees none.
-        address: a cluster to join, for callers that know better than `RAY_ADDRESS`; `local` joins none.
+        address: the cluster to join (`deploy` passes what `RAY_ADDRESS` names); None starts Ray here. It is
+            never looked for: Ray's own search would join any cluster that somebody left on this machine.
         max_deaths: how many workers in a row may die on one task, or while they start.
         patience_s: how long to wait, in seconds, while the cluster has no room for a single worker.
 

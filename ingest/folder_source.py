@@ -206,7 +206,7 @@ class LocalFolder:
             target = os.path.realpath(path, strict=True)
         except OSError:  # points to nothing, or round in circles
             return Skip.BROKEN_LINK
-        if self._inside(target) is None:
+        if target != self.root and self._inside(target) is None:
             return Skip.LINK_OUT_OF_ROOT
         return Skip.LINK_TO_FOLDER if Path(target).is_dir() else None
 

@@ -35,13 +35,13 @@ def open_ray_engine(
 def _init(address: str | None) -> None:
     import ray
 
+    where = address or "local"
     try:
-        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address=where, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:
-        named = f"the cluster at {address or 'RAY_ADDRESS'} does not answer or " if address != "local" else ""
+        what = f"the Ray cluster at {address} cannot be joined" if address else "Ray does not start here"
         raise Unavailable(
-            f"Ray did not start: {named}this machine has no room for it ({error}); "
-            "see /tmp/ray/session_latest/logs, or use the inline engine"
+            f"{what} ({error}); see /tmp/ray/session_latest/logs, or use the inline engine"
         ) from error
     # Ray prints each death at length on standard output, whatever `log_to_driver` says, and has this one
     # switch against it; the engine tells of deaths itself.

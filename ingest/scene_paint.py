@@ -131,7 +131,7 @@ def smooth_noise(draws: Draws, h: int, w: int, cell: int, amplitude: int) -> Int
     lines: Int32[np.ndarray, "cells step columns"] = (grid[:-1, None] << bits) + down[:, None] * ramp[:, None]
     by_row: Int32[np.ndarray, "h columns"] = lines.reshape(-1, columns)[:h] >> (bits + 3)
     across: Int32[np.ndarray, "h columns"] = by_row[:, 1:] - by_row[:, :-1]
-    values = (by_row[:, :-1, None] << bits) + across[:, :, None] * ramp
+    values: Int32[np.ndarray, "h columns step"] = (by_row[:, :-1, None] << bits) + across[:, :, None] * ramp
     noise: Int16[np.ndarray, "h w"] = (values.reshape(h, -1)[:, :w] >> (bits + 4)).astype(np.int16)
     return noise
 

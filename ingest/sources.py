@@ -164,7 +164,7 @@ KINDS = {
     "vectors": Kind("vectors:FILE", "ready-made vectors: .npy, .fvecs or .parquet", _open_vectors),
 }
 
-_NAMED = re.compile(r"([A-Za-z0-9._-]+)=(.+)", re.DOTALL)
+_NAMED = re.compile(r"([A-Za-z0-9._-]+)=(.*)", re.DOTALL)
 
 
 def open_source(

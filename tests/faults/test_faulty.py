@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from faults.faulty import FAULTS, Stopped, count_operations, faulty_store, operations_of
 
 from ingest.errors import Unavailable
 from ingest.store import Store
+from tests.faults.faulty import FAULTS, Stopped, count_operations, faulty_store, operations_of
 
 
 def work(store: Store) -> None:

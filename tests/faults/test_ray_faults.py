@@ -213,7 +213,7 @@ INTERRUPTED = """
                 time.sleep(600)
             return run
 
-    with open_engine("ray", 2, address="local") as engine:
+    with open_engine("ray", 2) as engine:
         list(engine.map(Worker(Path(sys.argv[1])), range(9)))
 """
 

@@ -105,6 +105,8 @@ def test_either_of_two_equal_neighbours_is_right() -> None:
     assert neighbour_recall(exact, np.array([[0.9, 0.1]]), 2) == 0.5
     assert neighbour_recall(exact, np.array([[-np.inf, -np.inf]]), 2) == 0
     assert neighbour_recall(exact, np.array([[0.5, 0.5, 0.9]]), 3) == 1
+    assert neighbour_recall(exact, np.array([[0.9 - 5e-7]]), 1) == 1
+    assert neighbour_recall(exact, np.array([[0.9 - 5e-6]]), 1) == 0
     with pytest.raises(BadInput):
         neighbour_recall(exact, np.array([[0.9]]), 5)
 

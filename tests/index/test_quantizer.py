@@ -112,12 +112,19 @@ def test_bytes_come_back_as_the_same_index(settings) -> None:
 
 
 @each_kind
-@pytest.mark.parametrize("around", [1, 2])
-def test_the_same_vectors_give_the_same_bytes(settings, around: int) -> None:
+def test_the_same_vectors_give_the_same_bytes(settings) -> None:
     chosen = settings if settings.kind == "flat" else settings.model_copy(update={"sample_vectors": 800})
-    with fixed_threads(around):
-        again = fit_quantizer(draw(1000), chosen)
-    assert fit_quantizer(draw(1000), chosen).template == again.template
+    assert fit_quantizer(draw(1000), chosen).template == fit_quantizer(draw(1000), chosen).template
+
+
+def test_the_callers_thread_count_changes_no_byte() -> None:
+    vectors = l2_normalised(np.random.default_rng(0).standard_normal((1000, 128), dtype=np.float32))
+    chosen = IvfadcSettings(lists=4, opq_iterations=1)  # unheld, this differs at 1, 2 and 3 threads
+    templates = []
+    for around in (1, 2):
+        with fixed_threads(around):
+            templates.append(fit_quantizer(vectors, chosen).template)
+    assert templates[0] == templates[1]
 
 
 @each_kind
@@ -168,6 +175,16 @@ def test_merging_what_was_coded_differently_is_refused() -> None:
         merge_indexes([filled(fitted(PLAIN), draw(10)), filled(fitted(FlatSettings()), draw(10))])
     with pytest.raises(BadInput, match="no index"):
         merge_indexes([])
+
+
+def test_merging_what_was_rotated_differently_is_refused() -> None:
+    import faiss
+
+    one, other = filled(fitted(ROTATED), draw(10)), filled(fitted(ROTATED), draw(10))
+    rotation = faiss.downcast_VectorTransform(other.chain.at(0))
+    faiss.copy_array_to_vector(-faiss.vector_to_array(rotation.A), rotation.A)
+    with pytest.raises(BadInput, match="different quantizers"):
+        merge_indexes([one, other])
 
 
 @each_kind

@@ -211,7 +211,7 @@ def test_a_store_that_fails_for_a_moment_is_asked_again_and_then_is_unavailable(
     monkeypatch.setattr(type(memory), "cat_file", lambda self, *args, **more: shaky(*args, **more))
     assert source.read("a.png") == b"bytes"
     left[0] = 99
-    with pytest.raises(Unavailable, match="a.png"):
+    with pytest.raises(Unavailable, match=r"a\.png"):
         source.read("a.png")
 
 

@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
-from faults.faulty import ERRORS, FAULTS, STOPS, Stopped, faulty_store, operations_of
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ import ingest.backends
 from ingest.backends import FsspecBackend, LocalBackend
 from ingest.errors import BadInput, NotFound, Unavailable
 from ingest.store import UNFINISHED, Store, probe_create_only
+from tests.faults.faulty import ERRORS, FAULTS, STOPS, Stopped, faulty_store, operations_of
 
 
 @pytest.fixture(params=["file", "memory", pytest.param("s3", marks=pytest.mark.s3)])
@@ -305,7 +307,58 @@ def test_a_store_that_overwrites_is_refused_by_name(store: Store) -> None:
     assert lax.listing("") == []
 
 
+class HesitatingFileSystem(MemoryFileSystem):
+    """Waits between looking and writing, so that threads meet there."""
+
+    def exists(self, path: str, **kwargs: object) -> bool:
+        found = super().exists(path, **kwargs)
+        time.sleep(0.02)
+        return found
+
+
+def test_threads_take_turns_in_memory() -> None:
+    backend = FsspecBackend(HesitatingFileSystem(), uuid.uuid4().hex)
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(lambda i: backend.put_new("a", b"%d" % i), range(4))) == 1
+
+
+class CachingFileSystem(MemoryFileSystem):
+    """Answers from what it saw before until it is told to forget, as gcsfs and s3fs do."""
+
+    seen: ClassVar[dict[str, Any]] = {}
+
+    def invalidate_cache(self, path: str | None = None) -> None:
+        self.seen.clear()
+
+    def info(self, path: str, **kwargs: Any) -> Any:
+        return self.seen.setdefault(f"info {path}", super().info(path, **kwargs))
+
+    def find(self, path: str, **kwargs: Any) -> Any:
+        return self.seen.setdefault(f"find {path}", super().find(path, **kwargs))
+
+
+def test_cached_answers_are_not_believed() -> None:
+    store = Store("memory://x", backend=FsspecBackend(CachingFileSystem(), uuid.uuid4().hex))
+    for size in (1, 2):
+        store.replace("a", bytes(size))
+        assert store.info("a").size == size
+    for size in (3, 4):
+        store.replace("a", bytes(size))
+        assert [info.size for info in store.listing("")] == [size]
+
+
 # A folder
+
+
+def test_what_is_there_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(tmp_path))
+    store.create("a", b"x")
+
+    def write(*_: object) -> None:
+        raise AssertionError("wrote")
+
+    monkeypatch.setattr(LocalBackend, "_write_temporary", write)
+    assert not store.create("a", bytes(100))
 
 
 _KILLED_WRITER = """

@@ -1,0 +1,259 @@
+"""`reseen ingest`, `build`, `search` and `evaluate`."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deploy.options import (
+    CacheFolder,
+    Engine,
+    EngineName,
+    GalleryUrl,
+    GenerationNumber,
+    Json,
+    MaxRejects,
+    Nprobe,
+    Quiet,
+    RecipeName,
+    Workers,
+    cache_folder,
+)
+from deploy.terminal import Output, plain, stop_on_sigterm, table
+
+if TYPE_CHECKING:
+    from deploy.jobs import IngestReport
+    from index.generation import Generation
+    from ingest.job import Job
+
+SOURCES_HELP = (
+    "[NAME=]URL: a folder, a glob in quotes, either on any store (s3://...), synthetic:scenes=N,... or vectors:FILE."
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    for command in (ingest, build, search, evaluate):
+        app.command()(command)
+
+
+def ingest(
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help=SOURCES_HELP, show_default=False)],
+    gallery: GalleryUrl,
+    recipe: RecipeName,
+    metadata: Annotated[
+        str | None, typer.Option(help="CSV or Parquet with a column `key`; default: metadata.csv in the source.")
+    ] = None,
+    moved: Annotated[bool, typer.Option("--moved", help="The source's name is known at another place.")] = False,
+    max_rejects: MaxRejects = 0.5,
+    part_images: Annotated[int, typer.Option(min=1, help="Most images of a part, the unit of work.")] = 1024,
+    engine: Engine = EngineName.ray,
+    workers: Workers = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """List sources into a gallery and describe their images; what is known is not done again."""
+    from deploy import jobs
+    from deploy.recipes import load_recipe
+    from ingest.parts import PartSizes
+
+    output = Output(json, quiet)
+    settings = load_recipe(recipe)
+    opened = jobs.open_sources(sources, metadata)
+    sizes = PartSizes(part_images, min(part_images, PartSizes.least_images))
+    options = jobs.IngestOptions(moved, max_rejects, sizes)
+    with jobs.open_job(gallery, engine.value, workers, output.progress(), create=True) as job:
+        stop_on_sigterm()
+        report = jobs.ingest(job, opened, settings, options)
+        output.result(_ingest_json(job, report), _ingest_text(job, report))
+
+
+def _ingest_json(job: "Job", report: "IngestReport") -> dict[str, Any]:
+    listings = {
+        name: {**vars(found), "skipped": dict(sorted(found.skipped.items()))}
+        for name, found in report.listings.items()
+    }
+    outcomes = dict(sorted(report.outcomes.items()))
+    return {
+        "gallery": job.gallery.store.url,
+        "catalogue": report.catalogue,
+        "sources": listings,
+        "images": sum(outcomes.values()),
+        "outcomes": outcomes,
+    }
+
+
+def _ingest_text(job: "Job", report: "IngestReport") -> str:
+    lines = []
+    for name, found in report.listings.items():
+        parts = [f"{found.new:,} new", f"{found.changed:,} changed", f"{found.unchanged:,} known"]
+        if found.deleted:
+            parts.append(f"{found.deleted:,} on the deletion list")
+        parts += [f"{count:,} skipped ({why})" for why, count in sorted(found.skipped.items())]
+        lines.append(f"{name}: {', '.join(parts)}")
+    rejects = [f"{n:,} {reason}" for reason, n in sorted(report.outcomes.items()) if reason != "ok" and n]
+    total = sum(report.outcomes.values())
+    lines.append(
+        f"{job.gallery.store.url}: {total:,} images listed, {report.outcomes.get('ok', 0):,} usable"
+        + (f", {', '.join(rejects)}" if rejects else "")
+    )
+    if not total:
+        lines.append("no images were found: check the source; hidden files and other extensions are left out")
+    return "\n".join(lines)
+
+
+def build(
+    gallery: GalleryUrl,
+    recipe: RecipeName,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Cut all shards anew, with the models as they are.")] = False,
+    refit: Annotated[bool, typer.Option("--refit", help="Fit all models anew; new vectors, new shards.")] = False,
+    max_rejects: MaxRejects = 0.5,
+    engine: Engine = EngineName.ray,
+    workers: Workers = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fit models (once), build shards of what is new, check them, and publish a generation."""
+    from deploy import jobs
+    from deploy.recipes import load_recipe
+    from index.build import BuildOptions
+
+    output = Output(json, quiet)
+    settings = load_recipe(recipe)
+    with jobs.open_job(gallery, engine.value, workers, output.progress()) as job:
+        stop_on_sigterm()
+        before = job.gallery.generations.newest()
+        generation = jobs.build_index(job, settings, BuildOptions(rebuild, refit, max_rejects))
+        value = generation_json(job, generation)
+        text = generation_text(job, generation)
+    if generation.number == before:
+        text = f"nothing to add: generation {before} already has every image\n{text}"
+    output.result({**value, "published": generation.number != before}, text)
+
+
+def generation_json(job: "Job", generation: "Generation") -> dict[str, Any]:
+    """A generation as its record has it, with its shards and the notes of its models."""
+    from dataclasses import asdict
+
+    from index.fit import model_notes
+
+    shards = [{"shard": s.shard, "rows": s.count, "bytes": s.index.size, "parts": len(s.parts)} for s in generation.shards]
+    return {
+        "generation": generation.number,
+        "action": generation.action,
+        "recipe": generation.recipe.model_dump(mode="json"),
+        "recipe_digest": generation.recipe.digest,
+        "models": asdict(generation.models),
+        "catalogue": generation.catalogue,
+        "deletions": generation.deletions,
+        "counts": dict(generation.counts),
+        "gate": dict(generation.gate),
+        "versions": dict(generation.versions),
+        "parent": generation.parent,
+        "writer": dict(generation.writer),
+        "shards": shards,
+        "notes": model_notes(job.gallery, generation.models.fitted),
+    }
+
+
+def generation_text(job: "Job", generation: "Generation") -> str:
+    from index.fit import model_notes
+
+    counts, gate = generation.counts, generation.gate
+    lines = [
+        f"generation {generation.number} of {job.gallery.store.url} ({generation.action}, "
+        f"recipe {generation.recipe.name})",
+        f"{counts['live']:,} images in {len(generation.shards)} shard(s), {counts['masked']:,} masked, "
+        f"{counts['rejected']:,} without features",
+    ]
+    if gate.get("recall") is not None:
+        kind = "held-out queries" if gate["held_out"] else "queries (too few images to hold any out)"
+        lines.append(
+            f"the exact nearest neighbour is in the top {gate['depth']} for {gate['recall']:.1%} of "
+            f"{gate['queries']} {kind}"
+        )
+    elif gate:
+        lines.append("recall was not measured: that takes at least two images")
+    lines += [f"note: {note}" for note in model_notes(job.gallery, generation.models.fitted)]
+    return "\n".join(lines)
+
+
+def search(
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE...", help="Path or URL; - is standard input.", show_default=False)
+    ],
+    gallery: GalleryUrl,
+    box: Annotated[
+        str | None, typer.Option(metavar="X0,Y0,X1,Y1", help="Only this part, in pixels of the image as it is shown.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Images to find.")] = 10,
+    sheet: Annotated[str | None, typer.Option(metavar="OUT.jpg", help="Write queries and answers as one picture.")] = None,
+    generation: GenerationNumber = None,
+    nprobe: Nprobe = None,
+    cache: CacheFolder = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find the images of a gallery that show what a photograph shows."""
+    from deploy import search_job
+
+    output = Output(json, quiet)
+    answered = search_job.search(
+        gallery, images, box, top, generation, nprobe, cache_folder(cache), output, sheet
+    )
+    text = "\n\n".join(_answer_text(answer) for answer in answered["queries"])
+    output.result(answered, text)
+    if all(answer["rejected"] for answer in answered["queries"]):
+        from ingest.errors import BadInput
+
+        first = answered["queries"][0]
+        raise BadInput(f"{first['query']} cannot be used: {first['rejected']['detail']}; give another image")
+
+
+def _answer_text(answer: dict[str, Any]) -> str:
+    if answer["rejected"]:
+        return f"{answer['query']}: not usable ({answer['rejected']['reason']}: {answer['rejected']['detail']})"
+    rows = [["rank", "score", "image_id", "uri"]]
+    rows += [
+        [str(found["rank"]), f"{found['score']:.4f}", str(found["image_id"]), found["uri"]]
+        for found in answer["results"]
+    ]
+    return f"{answer['query']}\n{table(rows)}"
+
+
+def evaluate(
+    gallery: GalleryUrl,
+    label_pattern: Annotated[
+        str, typer.Option(metavar="REGEX", help="Searched in SOURCE/KEY; its first group is the label.", show_default=False)
+    ],
+    protocol: Annotated[str, typer.Option(help="labels: images of one label are what a query should find.")] = "labels",
+    query_pattern: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="Images that are queries; default: all with a label.")
+    ] = None,
+    depth: Annotated[int | None, typer.Option(min=1, help="Answers looked at; default: all, up to 10,000 images; else 1,000.")] = None,
+    nprobe: Nprobe = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Rank by the stored vectors themselves, not by the index.")] = False,
+    generation: GenerationNumber = None,
+    cache: CacheFolder = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure how well a generation ranks, by labels taken from the images' names."""
+    from deploy.evaluation import evaluate_labels, evaluation_table
+    from deploy.jobs import open_job
+    from index.cache import Cache
+    from ingest.errors import BadInput
+
+    output = Output(json, quiet)
+    if protocol != "labels":
+        raise BadInput(f"there is no protocol {protocol!r}: choose labels")
+    with open_job(gallery, progress=output.progress()) as job:
+        found = evaluate_labels(
+            job,
+            label_pattern,
+            query_pattern=query_pattern,
+            generation=generation,
+            depth=depth,
+            nprobe=nprobe,
+            exact=exact,
+            cache=Cache(cache_folder(cache)),
+        )
+    output.result(found.to_json() | {"protocol": protocol, "protocol_text": found.protocol}, plain(evaluation_table(found)))

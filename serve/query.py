@@ -1,0 +1,149 @@
+"""Query images become vectors, by the very functions that made the gallery's."""
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from jaxtyping import Float32
+
+from index.encoders import Encoder
+from index.encodings import load_vectoriser, vectorise
+from index.generation import Generation, library_versions
+from index.projection import Projection
+from ingest.decode import Box, Decoded
+from ingest.decoder import Decoder
+from ingest.errors import BadInput
+from ingest.features import FeatureSettings, describe_image
+from ingest.gallery import Gallery
+from ingest.outcomes import Rejected
+
+# Two packages of one library: the same version of either gives the same results.
+_SAME_LIBRARY = {
+    "faiss-cpu": "faiss",
+    "faiss-gpu": "faiss",
+    "opencv-python-headless": "opencv",
+    "opencv-python": "opencv",
+}
+
+
+@dataclass(frozen=True)
+class ImageQuery:
+    """An image to search with.
+
+    data: the bytes of its file.
+    box: (x0, y0, x1, y1) in pixels of the image after EXIF orientation; only this part is looked for.
+    name: for answers and messages.
+    """
+
+    data: bytes
+    box: Box | None = None
+    name: str = ""
+
+
+class QueryEncoder:
+    """Images to L2-normalised vectors. A context manager; calls from several threads take turns.
+
+    Attributes:
+        warning: a sentence where the libraries that decide results are not those that built the gallery.
+    """
+
+    def __init__(
+        self,
+        features: FeatureSettings,
+        encoder: Encoder,
+        projection: Projection | None,
+        warning: str | None = None,
+    ) -> None:
+        self.features = features
+        self.warning = warning
+        self._encoder, self._projection = encoder, projection
+        self._decoder = Decoder(features.decode)
+        self._lock = threading.Lock()
+
+    def encode(self, queries: Sequence[ImageQuery]) -> list[Float32[np.ndarray, " d"] | Rejected]:
+        """One vector, or the reason why there is none, for each query, in their order.
+
+        A query's vector does not depend on the others. Decoding runs ahead of describing. Memory: two
+        decoded images at a time, and the vectors.
+
+        Raises:
+            BadInput: a box is empty or outside its image; the query is named.
+        """
+        found: list[np.ndarray | Rejected | None] = [None] * len(queries)
+        whole = [place for place, query in enumerate(queries) if query.box is None]
+        with self._lock:
+            decoded = self._decoder.decode_ahead(queries[place].data for place in whole)
+            for place, image in zip(whole, decoded, strict=True):
+                found[place] = self._vector(image)
+            for place, query in enumerate(queries):
+                if query.box is not None:
+                    found[place] = self._vector(self._decode_box(query, query.box))
+        return [vector for vector in found if vector is not None]
+
+    def _decode_box(self, query: ImageQuery, box: Box) -> Decoded | Rejected:
+        try:
+            return self._decoder.decode(query.data, box)
+        except BadInput as error:
+            raise BadInput(f"{query.name or 'the query'}: {error}") from error
+
+    def _vector(self, image: Decoded | Rejected) -> Float32[np.ndarray, " d"] | Rejected:
+        local = image if isinstance(image, Rejected) else describe_image(image, self.features)
+        if isinstance(local, Rejected):
+            return local
+        # One at a time: the last bits of a product depend on how many vectors are multiplied at once.
+        vector: np.ndarray = vectorise(self._encoder, self._projection, [local])[0]
+        return vector
+
+    def close(self) -> None:
+        """Ends the decoding process; encoding afterwards raises `BadInput`."""
+        self._decoder.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_query_encoder(gallery: Gallery, generation: Generation) -> QueryEncoder:
+    """The encoder of a generation's queries: its recipe's settings and its fitted models.
+
+    Raises:
+        BadInput: the gallery's vectors came ready-made.
+        NotFound, Corrupt: a fitted model is gone, or damaged.
+    """
+    recipe, models = generation.recipe, generation.models
+    if recipe.features is None or models.encoder is None:
+        raise BadInput(
+            f"{gallery.store.url} holds ready-made vectors, and nothing here knows how they were made: "
+            "search by vector instead of by image"
+        )
+    encoder, projection = load_vectoriser(gallery, models.encoder, models.projection)
+    return QueryEncoder(recipe.features, encoder, projection, version_warning(generation.versions))
+
+
+def version_warning(built: Mapping[str, str], here: Mapping[str, str] | None = None) -> str | None:
+    """A sentence where the versions here differ from those that built the gallery; None where they agree.
+
+    Args:
+        built: version by distribution, as a generation states them.
+        here: the same of this environment, looked up by default.
+    """
+    then, now = _by_library(built), _by_library(library_versions() if here is None else here)
+    changed = [
+        f"{name} {then.get(name, 'absent')} (here {now.get(name, 'absent')})"
+        for name in sorted(then.keys() | now.keys())
+        if then.get(name) != now.get(name)
+    ]
+    if not changed:
+        return None
+    return (
+        f"the gallery was built with {', '.join(changed)}: scores may differ slightly; "
+        "install the same versions, or build again with --refit"
+    )
+
+
+def _by_library(versions: Mapping[str, str]) -> dict[str, str]:
+    return {_SAME_LIBRARY.get(name, name): version for name, version in versions.items()}
