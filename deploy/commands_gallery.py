@@ -25,9 +25,7 @@ if TYPE_CHECKING:
     from index.generation import Generation
     from ingest.job import Job
 
-SOURCES_HELP = (
-    "[NAME=]URL: a folder, a glob in quotes, either on any store (s3://...), synthetic:scenes=N,... or vectors:FILE."
-)
+SOURCES_HELP = "[NAME=]URL: folder, quoted glob, either on any store, synthetic:KEY=N,... or vectors:FILE."
 
 
 def add_to(app: typer.Typer) -> None:
@@ -36,13 +34,16 @@ def add_to(app: typer.Typer) -> None:
 
 
 def ingest(
-    sources: Annotated[list[str], typer.Argument(metavar="SOURCE...", help=SOURCES_HELP, show_default=False)],
+    sources: Annotated[list[str], typer.Argument(metavar="SOURCE", help=SOURCES_HELP, show_default=False)],
     gallery: GalleryUrl,
     recipe: RecipeName,
     metadata: Annotated[
-        str | None, typer.Option(help="CSV or Parquet with a column `key`; default: metadata.csv in the source.")
+        str | None,
+        typer.Option(help="CSV or Parquet with a column `key`; default: metadata.csv in the source."),
     ] = None,
-    moved: Annotated[bool, typer.Option("--moved", help="The source's name is known at another place.")] = False,
+    moved: Annotated[
+        bool, typer.Option("--moved", help="The source's name is known at another place.")
+    ] = False,
     max_rejects: MaxRejects = 0.5,
     part_images: Annotated[int, typer.Option(min=1, help="Most images of a part, the unit of work.")] = 1024,
     engine: Engine = EngineName.ray,
@@ -103,8 +104,12 @@ def _ingest_text(job: "Job", report: "IngestReport") -> str:
 def build(
     gallery: GalleryUrl,
     recipe: RecipeName,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Cut all shards anew, with the models as they are.")] = False,
-    refit: Annotated[bool, typer.Option("--refit", help="Fit all models anew; new vectors, new shards.")] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Cut all shards anew, with the models as they are.")
+    ] = False,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Fit all models anew; new vectors, new shards.")
+    ] = False,
     max_rejects: MaxRejects = 0.5,
     engine: Engine = EngineName.ray,
     workers: Workers = None,
@@ -135,7 +140,10 @@ def generation_json(job: "Job", generation: "Generation") -> dict[str, Any]:
 
     from index.fit import model_notes
 
-    shards = [{"shard": s.shard, "rows": s.count, "bytes": s.index.size, "parts": len(s.parts)} for s in generation.shards]
+    shards = [
+        {"shard": s.shard, "rows": s.count, "bytes": s.index.size, "parts": len(s.parts)}
+        for s in generation.shards
+    ]
     return {
         "generation": generation.number,
         "action": generation.action,
@@ -178,14 +186,18 @@ def generation_text(job: "Job", generation: "Generation") -> str:
 
 def search(
     images: Annotated[
-        list[str], typer.Argument(metavar="IMAGE...", help="Path or URL; - is standard input.", show_default=False)
+        list[str],
+        typer.Argument(metavar="IMAGE", help="Path or URL; - is standard input.", show_default=False),
     ],
     gallery: GalleryUrl,
     box: Annotated[
-        str | None, typer.Option(metavar="X0,Y0,X1,Y1", help="Only this part, in pixels of the image as it is shown.")
+        str | None,
+        typer.Option(metavar="X0,Y0,X1,Y1", help="Only this part, in pixels of the image as it is shown."),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Images to find.")] = 10,
-    sheet: Annotated[str | None, typer.Option(metavar="OUT.jpg", help="Write queries and answers as one picture.")] = None,
+    sheet: Annotated[
+        str | None, typer.Option(metavar="OUT.jpg", help="Write queries and answers as one picture.")
+    ] = None,
     generation: GenerationNumber = None,
     nprobe: Nprobe = None,
     cache: CacheFolder = None,
@@ -210,7 +222,9 @@ def search(
 
 def _answer_text(answer: dict[str, Any]) -> str:
     if answer["rejected"]:
-        return f"{answer['query']}: not usable ({answer['rejected']['reason']}: {answer['rejected']['detail']})"
+        return (
+            f"{answer['query']}: not usable ({answer['rejected']['reason']}: {answer['rejected']['detail']})"
+        )
     rows = [["rank", "score", "image_id", "uri"]]
     rows += [
         [str(found["rank"]), f"{found['score']:.4f}", str(found["image_id"]), found["uri"]]
@@ -222,15 +236,25 @@ def _answer_text(answer: dict[str, Any]) -> str:
 def evaluate(
     gallery: GalleryUrl,
     label_pattern: Annotated[
-        str, typer.Option(metavar="REGEX", help="Searched in SOURCE/KEY; its first group is the label.", show_default=False)
+        str,
+        typer.Option(
+            metavar="REGEX", help="Searched in SOURCE/KEY; its first group is the label.", show_default=False
+        ),
     ],
-    protocol: Annotated[str, typer.Option(help="labels: images of one label are what a query should find.")] = "labels",
+    protocol: Annotated[
+        str, typer.Option(help="labels: images of one label are what a query should find.")
+    ] = "labels",
     query_pattern: Annotated[
         str | None, typer.Option(metavar="REGEX", help="Images that are queries; default: all with a label.")
     ] = None,
-    depth: Annotated[int | None, typer.Option(min=1, help="Answers looked at; default: all, up to 10,000 images; else 1,000.")] = None,
+    depth: Annotated[
+        int | None,
+        typer.Option(min=1, help="Answers looked at; default: all, up to 10,000 images; else 1,000."),
+    ] = None,
     nprobe: Nprobe = None,
-    exact: Annotated[bool, typer.Option("--exact", help="Rank by the stored vectors themselves, not by the index.")] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Rank by the stored vectors themselves, not by the index.")
+    ] = False,
     generation: GenerationNumber = None,
     cache: CacheFolder = None,
     json: Json = False,
@@ -256,4 +280,7 @@ def evaluate(
             exact=exact,
             cache=Cache(cache_folder(cache)),
         )
-    output.result(found.to_json() | {"protocol": protocol, "protocol_text": found.protocol}, plain(evaluation_table(found)))
+    output.result(
+        found.to_json() | {"protocol": protocol, "protocol_text": found.protocol},
+        plain(evaluation_table(found)),
+    )

@@ -21,7 +21,9 @@ _SHOWN = 10  # images of each kind that a difference lists for people
 
 
 def add_to(app: typer.Typer) -> None:
-    generations = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Look at, check and change what is published.")
+    generations = typer.Typer(
+        no_args_is_help=True, rich_markup_mode=None, help="Look at, check and change what is published."
+    )
     generations.command("list")(list_generations)
     for command in (show, diff, verify, rollback, gc):
         generations.command()(command)
@@ -40,7 +42,9 @@ def list_generations(gallery: GalleryUrl, json: Json = False) -> None:
         counts = [f"{line['counts'][name]:,}" for name in ("live", "masked", "rejected")]
         shown = "-" if recall is None else f"{recall:.1%}"
         state = "" if line["readable"] else "collected or purged"
-        rows.append([str(line["generation"]), line["at"], line["action"], line["recipe"], *counts, shown, state])
+        rows.append(
+            [str(line["generation"]), line["at"], line["action"], line["recipe"], *counts, shown, state]
+        )
     text = table(rows) if found else f"{gallery} has no published generation yet: run reseen build"
     Output(json, False).result({"generations": found}, text)
 
@@ -100,7 +104,9 @@ def difference(job: "Job", old: "Generation", new: "Generation") -> dict[str, An
     return {
         "old": old.number,
         "new": new.number,
-        "recipe": _changed(_flat(old.recipe.model_dump(mode="json")), _flat(new.recipe.model_dump(mode="json"))),
+        "recipe": _changed(
+            _flat(old.recipe.model_dump(mode="json")), _flat(new.recipe.model_dump(mode="json"))
+        ),
         "models": _changed(asdict(old.models), asdict(new.models)),
         "versions": _changed(dict(old.versions), dict(new.versions)),
         "counts": _changed(dict(old.counts), dict(new.counts)),
@@ -172,7 +178,9 @@ def verify(
         report = verify_generation(job, number)
     value = {"generation": report.generation, "checked": report.checked, "problems": list(report.problems)}
     verdict = f"{len(report.problems)} problem(s)" if report.problems else "all as written"
-    text = "\n".join([*report.problems, f"generation {report.generation}: {report.checked} checked, {verdict}"])
+    text = "\n".join(
+        [*report.problems, f"generation {report.generation}: {report.checked} checked, {verdict}"]
+    )
     output.result(value, text)
     if report.problems:
         raise typer.Exit(FAILED)
@@ -192,7 +200,9 @@ def rollback(number: Number, gallery: GalleryUrl, json: Json = False, quiet: Qui
 def gc(
     gallery: GalleryUrl,
     keep: Annotated[int, typer.Option(min=1, help="Newest generations to keep.")] = 10,
-    grace: Annotated[float, typer.Option(min=0, help="Hours below which an object is kept whatever names it.")] = 24.0,
+    grace: Annotated[
+        float, typer.Option(min=0, help="Hours below which an object is kept whatever names it.")
+    ] = 24.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count only.")] = False,
     json: Json = False,
 ) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Images = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[IMAGE...]", help="An image id, or SOURCE/KEY.", show_default=False),
+    typer.Argument(metavar="IMAGE", help="An image id, or SOURCE/KEY.", show_default=False),
 ]
 FromFile = Annotated[
     str | None, typer.Option("--from", metavar="FILE", help="More of them, one a line; - is standard input.")
@@ -27,7 +27,11 @@ def add_to(app: typer.Typer) -> None:
 
 
 def delete(
-    gallery: GalleryUrl, images: Images = None, file: FromFile = None, json: Json = False, quiet: Quiet = False
+    gallery: GalleryUrl,
+    images: Images = None,
+    file: FromFile = None,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Take images down: no generation finds them, ingest leaves them out, until they are restored."""
     from index import removal
@@ -36,7 +40,11 @@ def delete(
 
 
 def restore(
-    gallery: GalleryUrl, images: Images = None, file: FromFile = None, json: Json = False, quiet: Quiet = False
+    gallery: GalleryUrl,
+    images: Images = None,
+    file: FromFile = None,
+    json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Put back images that were deleted and not purged."""
     from index import removal
@@ -108,7 +116,9 @@ def purge(
     with open_job(gallery, engine.value, workers, output.progress()) as job:
         stop_on_sigterm()
         report = purge_deleted(job)
-    text = f"purged {report.images:,} image(s) from {report.parts:,} part(s), {report.objects:,} object(s) removed"
+    text = (
+        f"purged {report.images:,} image(s) from {report.parts:,} part(s); {report.objects:,} object(s) gone"
+    )
     if report.generation:
         text += f"; generation {report.generation} is in force"
     output.result(vars(report), text)

@@ -8,11 +8,15 @@ import typer
 from deploy.options import Engine, EngineName, Json, Quiet, Workers
 from deploy.terminal import FAILED, Output, stop_on_sigterm, table
 
-RecipeArgument = Annotated[str, typer.Argument(metavar="NAME", help="Shipped name or YAML file.", show_default=False)]
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="Shipped name or YAML file.", show_default=False)
+]
 
 
 def add_to(app: typer.Typer) -> None:
-    recipe = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The shipped recipes and their settings.")
+    recipe = typer.Typer(
+        no_args_is_help=True, rich_markup_mode=None, help="The shipped recipes and their settings."
+    )
     recipe.command("list")(list_recipes)
     recipe.command("show")(show_recipe)
     recipe.command("settings")(settings)
@@ -55,7 +59,9 @@ def settings() -> None:
 
 
 def doctor(
-    gallery: Annotated[str | None, typer.Option("--gallery", "-g", help="Also try this store, by writing to it.")] = None,
+    gallery: Annotated[
+        str | None, typer.Option("--gallery", "-g", help="Also try this store, by writing to it.")
+    ] = None,
     ray: Annotated[bool, typer.Option("--ray", help="Also start Ray, which takes some seconds.")] = False,
     json: Json = False,
 ) -> None:
@@ -75,9 +81,15 @@ def doctor(
 
 
 def demo(
-    images: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Your own photographs instead of synthetic ones.")] = None,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the gallery and the sheet go.")] = Path("demo"),
-    scenes: Annotated[int, typer.Option(min=1, help="Synthetic scenes, three views each, and as many distractors.")] = 250,
+    images: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Your own photographs instead of synthetic ones.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the gallery and the sheet go.")] = Path(
+        "demo"
+    ),
+    scenes: Annotated[
+        int, typer.Option(min=1, help="Synthetic scenes, three views each, and as many distractors.")
+    ] = 250,
     engine: Engine = EngineName.ray,
     workers: Workers = None,
     json: Json = False,

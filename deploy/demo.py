@@ -79,14 +79,18 @@ def run_demo(
 
 
 def _plan(images: Path | None, out: Path, scenes: int) -> _Plan:
-    text = f"synthetic:scenes={scenes},views=3,distractors={scenes},size=320" if images is None else str(images)
+    text = (
+        f"synthetic:scenes={scenes},views=3,distractors={scenes},size=320" if images is None else str(images)
+    )
     source = open_sources([text])[0]
     if not isinstance(source, Source):
         raise BadInput(f"{text} holds vectors: give a folder of photographs")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadInput(f"cannot make the folder {out}: {error.strerror}; choose another with --out") from error
+        raise BadInput(
+            f"cannot make the folder {out}: {error.strerror}; choose another with --out"
+        ) from error
     # A gallery for each collection: what one run made is never mixed into another.
     gallery = out / f"gallery-{source.name}-{digest_of(source.url)[:8]}"
     return _Plan(source, images is None, gallery, out / "sheet.jpg")
@@ -148,13 +152,19 @@ def _without_itself(answer: "Answer") -> "Answer":
 
 
 def _text(value: dict[str, Any], generation: "Generation") -> str:
-    lines = [f"{value['images']:,} images in {value['gallery']} (generation {generation.number}), recipe {RECIPE}"]
+    lines = [
+        f"{value['images']:,} images in {value['gallery']} (generation {generation.number}), recipe {RECIPE}"
+    ]
     if value["rejected"]:
         lines.append(f"{value['rejected']:,} images have no features (reseen ingest says why)")
     figures = value["evaluation"]
     if figures:
-        lines.append(f"mAP {figures['map']:.3f} over {figures['queries']:,} queries, depth {figures['depth']:,}")
+        lines.append(
+            f"mAP {figures['map']:.3f} over {figures['queries']:,} queries, depth {figures['depth']:,}"
+        )
     lines += [f"note: {note}" for note in value["notes"]]
     lines.append(f"contact sheet: {value['sheet']}")
-    lines.append(f"done in {value['seconds']:.0f} s; try: reseen search YOUR.jpg --gallery {value['gallery']}")
+    lines.append(
+        f"done in {value['seconds']:.0f} s; try: reseen search YOUR.jpg --gallery {value['gallery']}"
+    )
     return "\n".join(lines)

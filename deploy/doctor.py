@@ -23,7 +23,7 @@ _STORES = {"s3": "s3fs", "gcs": "gcsfs", "azure": "adlfs"}
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. `wrong` means that Reseen cannot work; `note` that something is missing."""
+    """One thing that was looked at. `wrong`: Reseen cannot work; `note`: something is missing."""
 
     name: str
     state: State
@@ -93,13 +93,20 @@ def _run(checks: list[tuple[str, Callable[[], Finding]]]) -> Iterator[Finding]:
         except ReseenError as error:
             yield Finding(name, "wrong", "refused", str(error))
         except Exception as error:
-            yield Finding(name, "wrong", f"{type(error).__name__}: {error}", "install Reseen again: make clean, make test")
+            yield Finding(
+                name,
+                "wrong",
+                f"{type(error).__name__}: {error}",
+                "install Reseen again: make clean, make test",
+            )
 
 
 def python(here: Surroundings) -> Finding:
     found = f"{'.'.join(map(str, here.python))} in {here.prefix}"
     if here.python[:2] < _LEAST_PYTHON:
-        return Finding("python", "wrong", found, f"install Python {'.'.join(map(str, _LEAST_PYTHON))} or newer")
+        return Finding(
+            "python", "wrong", found, f"install Python {'.'.join(map(str, _LEAST_PYTHON))} or newer"
+        )
     return Finding("python", "ok", found)
 
 
@@ -123,7 +130,12 @@ def faiss_package(here: Surroundings) -> Finding:
 
 
 def opencv_package(here: Surroundings) -> Finding:
-    names = ("opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless")
+    names = (
+        "opencv-python-headless",
+        "opencv-python",
+        "opencv-contrib-python",
+        "opencv-contrib-python-headless",
+    )
     present = [f"{name} {here.installed(name)}" for name in names if here.installed(name)]
     if len(present) > 1:
         advice = "they overwrite each other's cv2: pip uninstall all, then install opencv-python-headless"
@@ -131,7 +143,9 @@ def opencv_package(here: Surroundings) -> Finding:
     import cv2
 
     if not hasattr(cv2, "SIFT_create"):
-        return Finding("opencv", "wrong", f"cv2 {cv2.__version__} has no SIFT", "install opencv-python-headless >= 4.10")
+        return Finding(
+            "opencv", "wrong", f"cv2 {cv2.__version__} has no SIFT", "install opencv-python-headless >= 4.10"
+        )
     return Finding("opencv", "ok", present[0] if present else f"cv2 {cv2.__version__}")
 
 
@@ -144,7 +158,9 @@ def libraries() -> Finding:
     import ray
 
     names = {"numpy": numpy, "pyarrow": pyarrow, "pillow": PIL, "fsspec": fsspec, "ray": ray}
-    return Finding("libraries", "ok", ", ".join(f"{name} {module.__version__}" for name, module in names.items()))
+    return Finding(
+        "libraries", "ok", ", ".join(f"{name} {module.__version__}" for name, module in names.items())
+    )
 
 
 def gpu(here: Surroundings) -> Finding:
@@ -153,7 +169,7 @@ def gpu(here: Surroundings) -> Finding:
     if usable:
         return Finding("gpu", "ok", f"{usable} that faiss can use")
     if driver:
-        advice = "nvidia-smi is here: install faiss-gpu in place of faiss-cpu to use it (make clean, then make test)"
+        advice = "to use what nvidia-smi shows, install faiss-gpu in place of faiss-cpu (make clean test)"
         return Finding("gpu", "note", "none that faiss can use", advice)
     return Finding("gpu", "ok", "none; everything runs on the processors")
 
@@ -183,18 +199,24 @@ def shared_memory(here: Surroundings) -> Finding:
     free = here.free_bytes(folder)
     found = f"{free / 2**20:,.0f} MiB free in {folder}"
     if free < _LEAST_SHARED_BYTES:
-        return Finding("shared memory", "note", found, "start the container with --shm-size=1g: Ray falls back to disk")
+        return Finding(
+            "shared memory", "note", found, "start the container with --shm-size=1g: Ray falls back to disk"
+        )
     return Finding("shared memory", "ok", found)
 
 
 def processors() -> Finding:
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Finding("processors", "ok", f"{count}; Ray starts a worker for each, 0.2 GB before it loads anything")
+    return Finding(
+        "processors", "ok", f"{count}; Ray starts a worker for each, 0.2 GB before it loads anything"
+    )
 
 
 def ray_address(here: Surroundings) -> Finding:
     address = here.environment.get("RAY_ADDRESS")
-    return Finding("ray address", "ok", f"RAY_ADDRESS={address}" if address else "not set: Ray starts on this machine")
+    return Finding(
+        "ray address", "ok", f"RAY_ADDRESS={address}" if address else "not set: Ray starts on this machine"
+    )
 
 
 def ray_starts() -> Finding:

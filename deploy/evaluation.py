@@ -12,6 +12,7 @@ precision, an index with lists reads more of them until enough is found, as it d
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from index.exact import Collection, exact_topk, read_collection
 from index.fit import Sample
 from index.gate import QueryReader
 from index.generation import Generation, read_generation
-from index.metrics import Rule, average_precision, recall_at
+from index.metrics import Rule, average_precision, ranks_of_positives, recall_at
 from index.opened import Hits, OpenGeneration, open_generation
 from ingest.catalogue import PartRef
 from ingest.errors import BadInput
@@ -177,14 +178,29 @@ class _Run:
         own = self.collection.live.image_id[places]
         positives = _positives(self.labels)
         for q, place in enumerate(places):
-            ranked = _without(deep.image_ids[q], own[q])[: self.depth]
-            ranks = self._ranks(ranked, place)
+            alike = self._alike(int(self.labels.of[place]))
+            ranks = _ranks(deep.image_ids[q], alike, own[q], self.depth)
             self.average_precisions.append(average_precision(ranks, int(positives[place]), self.ap_rule))
-            self.head_ranks.append(self._ranks(_without(head.image_ids[q], own[q])[:_HEAD], place))
+            self.head_ranks.append(_ranks(head.image_ids[q], alike, own[q], _HEAD))
         if self.opened is not None:
             for q, nearest in enumerate(self._nearest(vectors, own)):
-                found = _without(head.image_ids[q], own[q])[:_HEAD]
-                self.nearest_ranks.append(np.flatnonzero(np.isin(found, nearest)))
+                self.nearest_ranks.append(_ranks(head.image_ids[q], nearest, own[q], _HEAD))
+
+    def _alike(self, label: int) -> Int64[np.ndarray, " p"]:
+        """The ids of the images of a label."""
+        end = int(self._ends[label])
+        places = self._by_label[end - int(self.labels.sizes[label]) : end]
+        ids: np.ndarray = self.collection.live.image_id[places]
+        return ids
+
+    @cached_property
+    def _by_label(self) -> Int64[np.ndarray, " n"]:
+        return np.argsort(self.labels.of, kind="stable")
+
+    @cached_property
+    def _ends(self) -> Int64[np.ndarray, " labels"]:
+        unlabelled = len(self.labels.of) - int(self.labels.sizes.sum())
+        return unlabelled + np.cumsum(self.labels.sizes)
 
     def _vectors(self, batch: list[tuple[PartRef, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
         """The places of the queries that have a vector, ascending, and the vectors."""
@@ -209,10 +225,6 @@ class _Run:
             head = self.opened.search(vectors, _HEAD + 1, self.nprobe)
             stage.advance(len(vectors))
         return deep, head
-
-    def _ranks(self, ranked: Int64[np.ndarray, " r"], query: int) -> Int64[np.ndarray, " p"]:
-        found = np.searchsorted(self.collection.live.image_id, ranked)
-        return np.flatnonzero(self.labels.of[found] == self.labels.of[query])
 
     def _nearest(
         self, vectors: Float32[np.ndarray, "q d"], own: Int64[np.ndarray, " q"]
@@ -269,10 +281,12 @@ class _Run:
         )
 
 
-def _without(ids: Int64[np.ndarray, " r"], own: int) -> Int64[np.ndarray, " s"]:
-    """A ranking without the query itself and without missing results."""
-    others: np.ndarray = ids[(ids >= 0) & (ids != own)]
-    return others
+def _ranks(
+    ids: Int64[np.ndarray, " r"], wanted: Int64[np.ndarray, " w"], own: int, depth: int
+) -> Int64[np.ndarray, " p"]:
+    """The ranks of some images among the first `depth` results, the query itself not counted."""
+    ranks = ranks_of_positives(ids, wanted, np.array([own]))
+    return ranks[ranks < depth]
 
 
 def evaluation_table(evaluation: Evaluation, title: str = "Evaluation") -> "Table":

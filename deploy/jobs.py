@@ -1,8 +1,8 @@
 """The jobs that the command line runs, each a few stages in order.
 
-    with open_job(url, engine="ray", create=True) as job:
-        ingest(job, open_sources(["photos/"]), recipe)
-        generation = build_index(job, recipe)
+with open_job(url, engine="ray", create=True) as job:
+    ingest(job, open_sources(["photos/"]), recipe)
+    generation = build_index(job, recipe)
 """
 
 import os
@@ -17,7 +17,7 @@ from ingest.errors import BadInput, NotFound
 from ingest.job import Job
 from ingest.parts import ListingReport, PartSizes, ingest_source
 from ingest.progress import Progress, SilentProgress, Stage
-from ingest.sources import KINDS, Source, VectorSource, open_source
+from ingest.sources import KINDS, Listed, Skipped, Source, VectorSource, open_source
 
 if TYPE_CHECKING:
     from index.build import BuildOptions
@@ -93,6 +93,7 @@ def known_sources(catalogue: "Catalogue") -> dict[str, Source]:
     """The sources of images that a catalogue names; one that is gone says so when it is read."""
     known: dict[str, Source] = {}
     for name, url in catalogue.sources.items():
+        source: Source | VectorSource
         try:
             source = open_source(f"{name}={url}")
         except (NotFound, BadInput) as error:
@@ -110,7 +111,7 @@ class _GoneSource:
     url: str
     why: str
 
-    def listing(self) -> Iterator[object]:
+    def listing(self) -> Iterator[Listed | Skipped]:
         raise self._error()
 
     def read(self, key: str, max_bytes: int | None = None) -> bytes:
@@ -121,8 +122,8 @@ class _GoneSource:
 
     def _error(self) -> BadInput:
         return BadInput(
-            f"images of source {self.name!r} have no features yet, and it cannot be opened ({self.why}); if it "
-            f"moved: reseen ingest {self.name}=NEW_URL --moved"
+            f"images of source {self.name!r} have no features yet, and it cannot be opened ({self.why}); "
+            f"if it moved: reseen ingest {self.name}=NEW_URL --moved"
         )
 
 
@@ -183,10 +184,12 @@ def _check_together(job: Job, sources: Sequence[Source | VectorSource], recipe: 
         if isinstance(source, VectorSource) != recipe.ready_made:
             holds, takes = ("images", "vectors") if recipe.ready_made else ("vectors", "images")
             raise BadInput(
-                f"{source.url} holds {holds}, and recipe {recipe.name!r} takes {takes}: choose another recipe "
-                "(reseen recipe list)"
+                f"{source.url} holds {holds}, and recipe {recipe.name!r} takes {takes}: choose another "
+                "recipe (reseen recipe list)"
             )
-    vectors = [name for name, url in read_catalogue(job.gallery).sources.items() if url.startswith("vectors:")]
+    vectors = [
+        name for name, url in read_catalogue(job.gallery).sources.items() if url.startswith("vectors:")
+    ]
     if vectors and not recipe.ready_made:
         raise BadInput(
             f"{job.gallery.store.url} holds ready-made vectors ({vectors[0]}): put images into a gallery of "
@@ -275,5 +278,3 @@ def purge_deleted(job: Job) -> "PurgeReport":
 
     anything = BuildOptions(max_rejects=1.0)  # taking images down never waits for a share of rejects
     return purge(job, lambda newest: build_index(job, newest.recipe, anything))
-
-

@@ -16,15 +16,22 @@ class EngineName(StrEnum):
 
 
 GalleryUrl = Annotated[
-    str, typer.Option("--gallery", "-g", help="Folder or URL (s3://bucket/prefix) of the gallery.", show_default=False)
+    str,
+    typer.Option(
+        "--gallery", "-g", help="Folder or URL (s3://bucket/prefix) of the gallery.", show_default=False
+    ),
 ]
 RecipeName = Annotated[
     str,
-    typer.Option("--recipe", "-r", help="Shipped recipe (reseen recipe list) or YAML file.", show_default=False),
+    typer.Option(
+        "--recipe", "-r", help="Shipped recipe (reseen recipe list) or YAML file.", show_default=False
+    ),
 ]
 Engine = Annotated[
     EngineName,
-    typer.Option("--engine", help="ray: worker processes, here or on the cluster of RAY_ADDRESS. inline: this one."),
+    typer.Option(
+        "--engine", help="ray: worker processes, here or on the cluster of RAY_ADDRESS. inline: this one."
+    ),
 ]
 Workers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Worker processes; default: one a processor.")
@@ -33,11 +40,15 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on sta
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no news; errors still.")]
 CacheFolder = Annotated[
     Path | None,
-    typer.Option("--cache", help="Folder for copies of index objects; default: reseen in the user's cache folder."),
+    typer.Option(
+        "--cache", help="Folder for copies of index objects; default: reseen in the user's cache folder."
+    ),
 ]
 MaxRejects = Annotated[
     float,
-    typer.Option("--max-rejects", min=0, max=1, help="Share of images without features above which the run stops."),
+    typer.Option(
+        "--max-rejects", min=0, max=1, help="Share of images without features above which the run stops."
+    ),
 ]
 Nprobe = Annotated[
     int | None, typer.Option("--nprobe", min=1, help="Inverted lists a query reads; default: the recipe's.")

@@ -157,6 +157,13 @@ class Setting:
     field: "FieldInfo"
 
     @property
+    def described(self) -> str:
+        """What it does, its unit and its cost; empty where the code does not say."""
+        if self.place.endswith(".kind"):
+            return "which kind the settings beside it are of"
+        return " ".join((self.field.description or "").split())
+
+    @property
     def default(self) -> str:
         """As it would stand in YAML; `required` where there is none."""
         from pydantic import BaseModel
@@ -200,11 +207,15 @@ def _choices(loc: Place) -> list[str]:
 
     models: list[type[BaseModel]] = [Recipe]
     for part in loc:
-        found = [_models(model.model_fields[part].annotation) for model in models if part in model.model_fields]
+        found = [
+            _models(model.model_fields[part].annotation) for model in models if part in model.model_fields
+        ]
         if found:
             models = [inner for group in found for inner in group]
         else:  # a kind: only its own settings
-            models = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == part]
+            models = [
+                m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == part
+            ]
     return sorted({name for model in models for name in model.model_fields})
 
 
@@ -212,7 +223,7 @@ def settings_table() -> str:
     """Every setting as a Markdown table; docs/recipes.md holds it, and a test compares the two."""
     lines = ["| setting | default | what it does, its unit and its cost |", "|---|---|---|"]
     for setting in all_settings():
-        text = " ".join((setting.field.description or "").split()).replace("|", "\\|")
+        text = setting.described.replace("|", "\\|")
         lines.append(f"| `{setting.place}` | `{setting.default}` | {text} |")
     return "\n".join(lines) + "\n"
 

@@ -93,7 +93,9 @@ def read_image(image: str, most: int) -> bytes:
     except (ValueError, ImportError) as error:
         raise BadInput(f"cannot open {image}: {error}") from error
     except Exception as error:  # each store has errors of its own
-        raise Unavailable(f"{image} could not be read: {error}; check the network and the credentials") from error
+        raise Unavailable(
+            f"{image} could not be read: {error}; check the network and the credentials"
+        ) from error
 
 
 def _read_file(path: Path, most: int) -> bytes:

@@ -1,9 +1,9 @@
 """How a command speaks: results to standard output, all else to standard error; errors become exit codes.
 
-    0    done
-    1    failed: damaged objects, an unavailable store, a limit reached, a lost race, a bug
-    2    the caller's mistake: bad input, something that is not there, wrong usage
-    130  stopped by Ctrl-C or SIGTERM; the next run resumes
+0    done
+1    failed: damaged objects, an unavailable store, a limit reached, a lost race, a bug
+2    the caller's mistake: bad input, something that is not there, wrong usage
+130  stopped by Ctrl-C or SIGTERM; the next run resumes
 """
 
 import json
@@ -42,7 +42,9 @@ class Commands(TyperGroup):
         except Exception as error:
             if type(error).__module__.startswith(("typer", "click")):
                 raise  # usage, help and exit: typer's own
-            text = f"this is a bug in Reseen: {type(error).__name__}: {_one_line(error)} (--debug shows where)"
+            text = (
+                f"this is a bug in Reseen: {type(error).__name__}: {_one_line(error)} (--debug shows where)"
+            )
             raise _failure(text, FAILED, ctx.params) from None
 
 
@@ -151,4 +153,8 @@ def table(rows: list[list[str]]) -> str:
 
 
 def _numeric(cell: str) -> bool:
-    return not cell or cell == "-" or cell.replace(",", "").replace(".", "").replace("-", "").rstrip("%").isdigit()
+    return (
+        not cell
+        or cell == "-"
+        or cell.replace(",", "").replace(".", "").replace("-", "").rstrip("%").isdigit()
+    )

@@ -14,7 +14,7 @@ from index.shards import Shard, build_shards, plan_shards
 from ingest.catalogue import Catalogue, LiveRows, PartRef, live_rows, read_catalogue
 from ingest.errors import BadInput, Conflict, NotFound
 from ingest.extract import extract
-from ingest.gallery import Gallery
+from ingest.gallery import Gallery, follow
 from ingest.job import Job
 from ingest.records import digest_of
 from ingest.sources import Source
@@ -55,7 +55,7 @@ def build(
     options = options or BuildOptions()
     for _ in range(_REPLANS):
         try:
-            return _build(job, recipe, sources, options)
+            return follow(job.gallery, lambda: _build(job, recipe, sources, options))
         except Conflict:
             if options.replaces:
                 raise
@@ -122,7 +122,7 @@ def _vectors(
     """The models of the generation, and the vectors of the parts that its shards do not cover yet."""
     job, recipe, live = plan.job, plan.recipe, live_rows(plan.job.gallery, plan.catalogue)
     if recipe.features is None or recipe.encoder is None:
-        encodings = ready_made_encodings(job.gallery, plan.catalogue)
+        encodings = ready_made_encodings(job.gallery, todo)
         if parent is not None:
             return parent.models, encodings
         return Models(None, None, None, encodings.digest, _fit_quantizer(plan, live, encodings)), encodings

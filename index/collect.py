@@ -49,6 +49,8 @@ def collect(
     with collection_lease(gallery) as lease:
         candidates = [info for folder in COLLECTED_FOLDERS for info in gallery.store.listing(folder)]
         candidates += gallery.store.unfinished()
+        # What a probe left that was stopped while it tried the store out.
+        candidates += [info for info in gallery.store.listing("pins") if not info.path.endswith(".json")]
         needed, prefixes = _needed(gallery, lease, max(1, keep))
         oldest = time.time() - grace_s
         for info in candidates:

@@ -114,7 +114,7 @@ def vectorise(
     with threadpool_limits(1, "blas"):
         for place, features in enumerate(local):
             vectors[place] = encoder.encode(features)
-        return vectors if projection is None or not len(local) else projection.apply(vectors)
+        return vectors if projection is None else projection.apply(vectors)
 
 
 def write_encodings(

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32
 
-from index.encoders import fit_encoder, load_encoder
+from index.encoders import EncoderSettings, fit_encoder, load_encoder
 from index.encodings import EncodingSet, read_encodings, vectorise
 from index.models import save_model
 from index.projection import ProjectionSettings, fit_projection
 from index.quantizer import fit_quantizer, probe_quantizer
-from index.recipe import EncoderSettings, Recipe
+from index.recipe import Recipe
 from index.sampling import lowest
 from ingest.catalogue import Catalogue, LiveRows, PartRef
 from ingest.errors import BadInput

@@ -1,11 +1,12 @@
 """Search in one faiss index: the nearest rows, under a mask, with as many lists as that takes."""
 
+from collections.abc import Iterator
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
 
-from index.serialised import ivf_of
 from ingest.errors import BadInput
 
 if TYPE_CHECKING:
@@ -51,20 +52,52 @@ def search(
     queries = np.ascontiguousarray(queries, np.float32)
     allowed = index.ntotal if selector is None else _count(selector, index.ntotal)
     depth = min(k, allowed)
-    scores = np.full((len(queries), k), MISSING_SCORE, np.float32)
-    rows = np.full((len(queries), k), MISSING_ROW, np.int64)
     if depth == 0 or len(queries) == 0:
-        return scores, rows
-    pending = np.arange(len(queries))
-    for lists in _list_counts(index, nprobe):
-        found_scores, found_rows = index.search(
-            queries[pending], depth, params=_parameters(index, lists, selector)
-        )
-        scores[pending, :depth], rows[pending, :depth] = _ordered(found_scores, found_rows)
-        pending = pending[rows[pending, depth - 1] == MISSING_ROW]
+        empty = (len(queries), k)
+        return np.full(empty, MISSING_SCORE, np.float32), np.full(empty, MISSING_ROW, np.int64)
+    attempts = _attempts(index, nprobe, selector)
+    scores, rows = index.search(queries, depth, params=next(attempts))
+    for parameters in attempts:
+        pending = np.flatnonzero(rows[:, -1] == MISSING_ROW)
         if len(pending) == 0:
             break
-    return scores, rows
+        scores[pending], rows[pending] = index.search(queries[pending], depth, params=parameters)
+    scores, rows = widened(scores, rows, k)
+    if rows[:, -1].min() == MISSING_ROW:
+        scores[rows == MISSING_ROW] = MISSING_SCORE
+    np.minimum(np.maximum(scores, -1, out=scores), 1, out=scores)
+    return ranked(scores, rows)
+
+
+def widened(
+    scores: Float32[np.ndarray, "q _"], numbers: Int64[np.ndarray, "q _"], k: int
+) -> tuple[Float32[np.ndarray, "q k"], Int64[np.ndarray, "q k"]]:
+    """The same answers with missing ones up to k."""
+    if scores.shape[1] == k:
+        return scores, numbers
+    more = ((0, 0), (0, k - scores.shape[1]))
+    wider = np.pad(scores, more, constant_values=MISSING_SCORE)
+    return wider, np.pad(numbers, more, constant_values=MISSING_ROW)
+
+
+def ranked(
+    scores: Float32[np.ndarray, "q k"], numbers: Int64[np.ndarray, "q k"]
+) -> tuple[Float32[np.ndarray, "q k"], Int64[np.ndarray, "q k"]]:
+    """Answers by score descending, then row or image id ascending; missing ones, which are negative, last.
+
+    faiss's answers are in that order but for ties, so only the queries that have some are sorted: sorting
+    all costs as much as a search in some thousand codes.
+    """
+    falling = scores[:, 1:] < scores[:, :-1]
+    if falling.all():
+        return scores, numbers
+    uneven = np.flatnonzero(~falling.all(axis=1))
+    some_scores, some_numbers = scores[uneven], numbers[uneven]
+    order = np.lexsort((some_numbers, -some_scores, some_numbers < 0), axis=1)
+    scores, numbers = scores.copy(), numbers.copy()
+    scores[uneven] = np.take_along_axis(some_scores, order, axis=1)
+    numbers[uneven] = np.take_along_axis(some_numbers, order, axis=1)
+    return scores, numbers
 
 
 def _check(
@@ -94,36 +127,40 @@ def _count(selector: UInt8[np.ndarray, "n_bytes"], rows: int) -> int:
     return whole - (int(selector[-1]) >> (8 - spare)).bit_count() if spare else whole
 
 
-def _list_counts(index: "faiss.Index", nprobe: int | None) -> list[int]:
-    """The numbers of lists to try, each twice the one before, up to all; one try for a flat index."""
-    ivf = ivf_of(index)
+def _attempts(
+    index: "faiss.Index", nprobe: int | None, selector: UInt8[np.ndarray, "n_bytes"] | None
+) -> "Iterator[faiss.SearchParameters]":
+    """Parameters with ever more lists, each time twice as many, up to all; one try for a flat index."""
+    import faiss
+
+    transformed = isinstance(faiss.downcast_index(index), faiss.IndexPreTransform)
+    ivf = faiss.try_extract_index_ivf(index)
     if ivf is None:
-        return [0]
-    counts = [min(nprobe or ivf.nprobe, ivf.nlist)]
-    while counts[-1] < ivf.nlist:
-        counts.append(min(2 * counts[-1], ivf.nlist))
-    return counts
+        yield _parameters(None, transformed, selector)
+        return
+    most = ivf.nlist
+    lists = min(nprobe or ivf.nprobe, most)
+    while True:
+        shared = _unfiltered(lists, transformed) if selector is None else None
+        yield shared or _parameters(lists, transformed, selector)
+        if lists == most:
+            return
+        lists = min(2 * lists, most)
+
+
+@lru_cache(maxsize=256)
+def _unfiltered(lists: int, transformed: bool) -> "faiss.SearchParameters":
+    """Searches only read their parameters, and making them takes as long as scanning a thousand codes."""
+    return _parameters(lists, transformed, None)
 
 
 def _parameters(
-    index: "faiss.Index", lists: int, selector: UInt8[np.ndarray, "n_bytes"] | None
+    lists: int | None, transformed: bool, selector: UInt8[np.ndarray, "n_bytes"] | None
 ) -> "faiss.SearchParameters":
     import faiss
 
     chosen = {} if selector is None else {"sel": faiss.IDSelectorBitmap(selector)}
-    if ivf_of(index) is None:
+    if lists is None:
         return faiss.SearchParameters(**chosen)
     parameters = faiss.SearchParametersIVF(nprobe=lists, **chosen)
-    if isinstance(faiss.downcast_index(index), faiss.IndexPreTransform):
-        return faiss.SearchParametersPreTransform(index_params=parameters)
-    return parameters
-
-
-def _ordered(
-    scores: Float32[np.ndarray, "q k"], rows: Int64[np.ndarray, "q k"]
-) -> tuple[Float32[np.ndarray, "q k"], Int64[np.ndarray, "q k"]]:
-    """By score descending, then row ascending; missing rows last, with the missing score."""
-    missing = rows == MISSING_ROW
-    clipped = np.where(missing, np.float32(MISSING_SCORE), np.clip(scores, -1, 1))
-    order = np.lexsort((rows, -clipped, missing), axis=1)
-    return np.take_along_axis(clipped, order, axis=1), np.take_along_axis(rows, order, axis=1)
+    return faiss.SearchParametersPreTransform(index_params=parameters) if transformed else parameters

@@ -15,7 +15,7 @@ from jaxtyping import Float32, Int64, UInt8
 
 from index.cache import Cache
 from index.generation import Generation, read_generation
-from index.merge import merge_topk
+from index.nearest import MISSING_ROW, ranked, widened
 from index.quantizer import deserialise, merge_indexes, search, selector_bitmap
 from index.shards import Shard
 from ingest.errors import BadInput, Corrupt, NotFound
@@ -74,8 +74,10 @@ class OpenGeneration:
             raise BadInput(f"the query has {vectors.shape[-1]} dimensions, and the gallery {self.index.d}")
         lists = self.generation.recipe.nprobe if nprobe is None else nprobe
         scores, rows = search(self.index, vectors, min(k, max(1, self.index.ntotal)), lists, self.live)
-        ids = np.where(rows >= 0, self.image_ids[np.maximum(rows, 0)], -1)
-        return Hits(*merge_topk([scores], [ids], k))
+        ids = self.image_ids[rows]  # for a missing row, -1, that of the last row
+        if rows[:, -1].min(initial=0) < 0:
+            ids[rows < 0] = MISSING_ROW
+        return Hits(*widened(*ranked(scores, ids), k))
 
     def locate(self, image_id: int) -> tuple[str, int]:
         """The part, and the row in it, of an image that search can return; `NotFound` if it cannot."""
@@ -141,7 +143,9 @@ def _open(gallery: Gallery, generation: Generation, cache: Cache | None) -> Open
 
 
 def _row_table(gallery: Gallery, shard: Shard, data: bytes) -> pa.Table:
-    return decode_table(data, gallery.store.where(shard.rows.name), name=shard.rows.name)
+    columns = ["image_id", "part", "row"]
+    table = decode_table(data, gallery.store.where(shard.rows.name), columns, shard.rows.name)
+    return table.set_column(1, "part", table["part"].dictionary_encode())
 
 
 def _index(gallery: Gallery, shard: Shard, data: bytes) -> "faiss.Index":

@@ -206,6 +206,6 @@ def check_present(gallery: Gallery, generation: Generation) -> None:
     for kind, digest in generation.models.fitted.items():
         if not store.exists(f"models/{digest}/model.safetensors"):
             raise NotFound(f"the {kind} {digest} of {store.url} is gone: fit anew with reseen build --refit")
-    for digest in generation.manifests.values():
-        if digest is not None:
-            read_manifest(store, digest)
+    for manifest in generation.manifests.values():
+        if manifest is not None:
+            read_manifest(store, manifest)

@@ -14,13 +14,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
+from index.encodings import read_encodings
 from index.generation import Generation
 from index.pins import hold
+from index.ready_made import ready_made_name
 from ingest.catalogue import Catalogue, PartRef, commit_catalogue, read_catalogue, read_part
 from ingest.errors import NotFound
-from ingest.gallery import Gallery, blob_path, encodings_path, features_path, part_path
+from ingest.gallery import Gallery, blob_path, encodings_path, features_path, follow, part_path
 from ingest.job import Job
-from ingest.records import DIGEST_LENGTH, digest_of_bytes, sha256
+from ingest.records import digest_of_bytes
 from ingest.tables import encode_table, read_table, write_object, write_table
 
 
@@ -44,13 +46,12 @@ def purge(job: Job, rebuild: Callable[[Generation], Generation]) -> PurgeReport:
 
     gallery = job.gallery
     with hold(gallery, "manifests/", "parts/", "features/", "encodings/") as pin:
-        before = read_catalogue(gallery)
-        images, replaced = _replace_parts(gallery, before)
+        images, replaced = follow(gallery, lambda: _replace_parts(gallery, read_catalogue(gallery)))
         newest = newest_generation(gallery)
         if newest is not None and (newest.parts - _newest_parts(gallery)):
             newest = rebuild(newest)
         pin.keep_alive()
-        objects = _delete_retired(job)
+        objects = follow(gallery, lambda: _delete_retired(job))
     return PurgeReport(images, replaced, objects, newest.number if newest else None)
 
 
@@ -86,9 +87,9 @@ def _without(gallery: Gallery, part: PartRef, kept: np.ndarray) -> PartRef | Non
     rows = read_part(gallery, part).take(pa.array(kept))
     data = encode_table(rows)
     name = digest_of_bytes(data)
-    if part.ready_made:  # its name covers vectors too, which its rows do not tell apart
-        name = sha256(f"{part.part} without {np.setdiff1d(np.arange(part.ref.rows), kept).tolist()}".encode())
-        name = name[:DIGEST_LENGTH]
+    if part.ready_made:
+        old_rows, _, vectors = read_encodings(gallery, part.ready_made, part.part)
+        name = ready_made_name(data, vectors[np.isin(old_rows, kept)])
     for folder in _folders(gallery, "features", part.part):
         _copy_features(gallery, folder, part.part, name, kept)
     for folder in _folders(gallery, "encodings", part.part):

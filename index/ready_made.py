@@ -1,10 +1,14 @@
 """Ready-made vectors: they enter a gallery after encoding, listed and stored part by part."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float32, Int64
 
 from index.encodings import FORMAT, EncodingSet, existing_encodings, write_encodings
+from index.projection import l2_normalised
 from ingest.catalogue import (
     METADATA_PREFIX,
     Catalogue,
@@ -14,7 +18,7 @@ from ingest.catalogue import (
     read_catalogue,
 )
 from ingest.errors import BadInput
-from ingest.gallery import Gallery, part_path
+from ingest.gallery import Gallery, follow, part_path
 from ingest.job import Job
 from ingest.parts import ListingReport, part_table
 from ingest.records import DIGEST_LENGTH, digest_of, encode_key, image_identity, sha256
@@ -29,6 +33,11 @@ def ready_made_digest(dim: int) -> str:
     return digest_of({"stage": "encodings", "format": FORMAT, "ready_made": dim})
 
 
+def ready_made_name(rows: bytes, vectors: Float32[np.ndarray, "n d"]) -> str:
+    """The name of a part of ready-made vectors: it covers them too, for no image leads back to them."""
+    return sha256(sha256(rows).encode() + sha256(vectors.tobytes()).encode())[:DIGEST_LENGTH]
+
+
 def ingest_vectors(job: Job, source: VectorSource, moved: bool = False) -> ListingReport:
     """Lists and stores a file of vectors, L2-normalised; commits a catalogue with its parts.
 
@@ -38,30 +47,33 @@ def ingest_vectors(job: Job, source: VectorSource, moved: bool = False) -> Listi
         BadInput: the gallery holds vectors of another dimension or images, or the file is unusable.
     """
     gallery = job.gallery
-    catalogue = read_catalogue(gallery)
+    catalogue, in_force = follow(gallery, lambda: _in_force(gallery))
     _check(gallery, catalogue, source, moved)
     report = ListingReport()
     starts = range(0, source.rows, ROWS_OF_A_PART)
     parts = []
     with job.progress.stage(f"read {source.name}", source.rows, "vectors") as stage:
-        for part, rows in job.engine.map(VectorWorker(gallery, source), starts):
-            parts.append((part, rows))
-            stage.advance(part.ref.rows)
+        for written in job.engine.map(VectorWorker(gallery, source, catalogue.deleted), starts):
+            if written is not None:
+                parts.append(written)
+                stage.advance(written[0].ref.rows)
     ordered = [part for part, _ in sorted(parts, key=lambda pair: pair[1])]
-    in_force = _in_force(gallery, catalogue)
     fresh = [part for part in ordered if part.part not in in_force]
     report.new = sum(part.ref.rows for part in fresh)
-    report.unchanged = source.rows - report.new
+    report.unchanged = sum(part.ref.rows for part in ordered) - report.new
+    report.deleted = source.rows - report.new - report.unchanged
     report.parts = len(fresh)
     commit_catalogue(gallery, lambda newest: newest.with_parts(fresh, source.name, source.url))
     return report
 
 
-def _in_force(gallery: Gallery, catalogue: Catalogue) -> set[str]:
-    """The parts whose every row is its vector's newest."""
+def _in_force(gallery: Gallery) -> tuple[Catalogue, set[str]]:
+    """The newest catalogue, and those of its parts whose every row is its vector's newest."""
+    catalogue = read_catalogue(gallery)
     rows = all_rows(gallery, catalogue)
     newest = np.bincount(rows.part, minlength=len(catalogue.parts))
-    return {part.part for part, count in zip(catalogue.parts, newest, strict=True) if count == part.ref.rows}
+    pairs = zip(catalogue.parts, newest, strict=True)
+    return catalogue, {part.part for part, count in pairs if count == part.ref.rows}
 
 
 def _check(gallery: Gallery, catalogue: Catalogue, source: VectorSource, moved: bool) -> None:
@@ -84,29 +96,29 @@ class VectorWorker:
 
     gallery: Gallery
     source: VectorSource
+    deleted: Int64[np.ndarray, " n"]  # images on the deletion list: left out
 
     def start(self) -> "VectorWorker":
         return self
 
-    def __call__(self, start: int) -> tuple[PartRef, int]:
+    def __call__(self, start: int) -> tuple[PartRef, int] | None:
         stop = min(start + ROWS_OF_A_PART, self.source.rows)
-        vectors = self.source.read(start, stop)
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        vectors = (vectors / np.where(norms > 0, norms, 1)).astype(np.float32)
-        rows = [self._row(key, vectors.shape[1] * 4) for key in self.source.keys(start, stop)]
+        rows = [self._row(key, self.source.dim * 4) for key in self.source.keys(start, stop)]
         for row, metadata in zip(rows, self.source.metadata(start, stop), strict=True):
             row.update({METADATA_PREFIX + name: value for name, value in metadata.items()})
-        data = encode_table(part_table(rows))
-        # The name covers the vectors as well: they are not found again through the keys, as images are.
-        name = sha256(sha256(data).encode() + sha256(vectors.tobytes()).encode())[:DIGEST_LENGTH]
         ids = np.array([row["image_id"] for row in rows], np.int64)
-        numbers = np.arange(len(rows), dtype=np.int32)
-        encodings = ready_made_digest(vectors.shape[1])
-        write_encodings(self.gallery, encodings, name, numbers, ids, vectors)
-        ref = write_object(self.gallery.store, part_path(name), data, len(rows))
+        kept = np.flatnonzero(~np.isin(ids, self.deleted))
+        if not len(kept):
+            return None
+        vectors = l2_normalised(self.source.read(start, stop)[kept])
+        data = encode_table(part_table([rows[row] for row in kept]))
+        name, encodings = ready_made_name(data, vectors), ready_made_digest(self.source.dim)
+        numbers = np.arange(len(kept), dtype=np.int32)
+        write_encodings(self.gallery, encodings, name, numbers, ids[kept], vectors)
+        ref = write_object(self.gallery.store, part_path(name), data, len(kept))
         return PartRef(name, self.source.name, ref, vectors.nbytes, encodings), start
 
-    def _row(self, key: str, size: int) -> dict[str, int | bytes | str]:
+    def _row(self, key: str, size: int) -> dict[str, Any]:
         image_id, check = image_identity(self.source.name, key)
         return {
             "image_id": image_id,
@@ -118,14 +130,14 @@ class VectorWorker:
         }
 
 
-def ready_made_encodings(gallery: Gallery, catalogue: Catalogue) -> EncodingSet:
-    """The stored vectors of a gallery of ready-made vectors; `BadInput` if it holds images."""
+def ready_made_encodings(gallery: Gallery, parts: Sequence[PartRef]) -> EncodingSet:
+    """The stored vectors of some parts of a gallery of ready-made vectors; `BadInput` if it holds images."""
     refs: dict[str, ObjectRef] = {}
-    for part in catalogue.parts:
+    for part in parts:
         if not part.ready_made:
             raise BadInput(
                 f"{gallery.store.url} holds images, and the recipe takes ready-made vectors: choose a recipe "
                 "with features and an encoder (reseen recipe list)"
             )
         refs[part.part] = existing_encodings(gallery, part.ready_made, part.part)
-    return EncodingSet(catalogue.parts[0].ready_made if catalogue.parts else "", refs)
+    return EncodingSet(parts[0].ready_made if parts else "", refs)

@@ -14,7 +14,7 @@ from index.quantizer import QuantizerSettings
 from ingest.features import FeatureSettings
 from ingest.records import digest_of
 
-_ANY_VECTORS = 256  # for kinds that fit nothing, but want to see what they will store
+_ANY_VECTORS = 1024  # also for kinds that fit nothing: a few images drawn might all be rejects
 
 
 class GateSettings(BaseModel):
@@ -66,7 +66,7 @@ class Recipe(BaseModel):
     @property
     def sample_vectors(self) -> int:
         """Vectors that the quantizer is fitted on, at most."""
-        return getattr(self.quantizer, "sample_vectors", _ANY_VECTORS)
+        return max(_ANY_VECTORS, self.quantizer.sample_vectors)
 
     @property
     def digest(self) -> str:

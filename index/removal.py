@@ -1,5 +1,6 @@
 """Taking images down, putting them back, and going back to an older generation."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ from index.pins import hold
 from index.publish import Proposal, newest_generation, publish
 from ingest.catalogue import Catalogue, all_rows, commit_catalogue, read_catalogue
 from ingest.errors import NotFound
-from ingest.gallery import Gallery
+from ingest.gallery import Gallery, follow
 from ingest.job import Job
 
 
@@ -25,28 +26,29 @@ def delete(job: Job, image_ids: list[int]) -> Generation | None:
     Raises:
         NotFound: an id is not in the gallery; nothing is deleted then.
     """
-    _check_known(job.gallery, image_ids)
     ids = np.array(image_ids, np.int64)
-    with hold(job.gallery, "manifests/"):
-        commit_catalogue(job.gallery, lambda newest: newest.with_deleted(ids))
-        return republish(job, "delete")
+    return _change_deletions(job, "delete", image_ids, lambda newest: newest.with_deleted(ids))
 
 
 def restore(job: Job, image_ids: list[int]) -> Generation | None:
     """Takes images off the deletion list and publishes a generation that has them again.
 
+    Images that are not on the list stay as they are: a rerun finishes what was stopped.
+
     Raises:
-        NotFound: an image is not on the list, or was purged.
+        NotFound: an image is not in the gallery, or was purged; nothing is restored then.
     """
-    catalogue = read_catalogue(job.gallery)
-    missing = sorted(set(image_ids) - set(catalogue.deleted.tolist()))
-    if missing:
-        raise NotFound(f"image {missing[0]} is not on the deletion list of {job.gallery.store.url}")
-    _check_known(job.gallery, image_ids)
     ids = np.array(image_ids, np.int64)
+    return _change_deletions(job, "restore", image_ids, lambda newest: newest.without_deleted(ids))
+
+
+def _change_deletions(
+    job: Job, action: str, image_ids: list[int], change: Callable[[Catalogue], Catalogue]
+) -> Generation | None:
+    follow(job.gallery, lambda: _check_known(job.gallery, image_ids))
     with hold(job.gallery, "manifests/"):
-        commit_catalogue(job.gallery, lambda newest: newest.without_deleted(ids))
-        return republish(job, "restore")
+        commit_catalogue(job.gallery, change)
+        return follow(job.gallery, lambda: republish(job, action))
 
 
 def _check_known(gallery: Gallery, image_ids: list[int]) -> None:
@@ -95,9 +97,3 @@ def _same_shards(action: str, generation: Generation) -> Proposal:
         gated=False,
         gate=dict(generation.gate),
     )
-
-
-def purgeable(gallery: Gallery, catalogue: Catalogue) -> np.ndarray:
-    """Ids on the deletion list whose rows are still in some part, sorted."""
-    present = all_rows(gallery, catalogue).image_id
-    return np.intersect1d(present, catalogue.deleted)

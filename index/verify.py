@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from index.encodings import read_encodings
-from index.generation import Generation, read_generation
+from index.generation import Generation, Models, read_generation
 from index.models import load_model
 from index.quantizer import deserialise
 from index.shards import Shard
@@ -26,10 +26,10 @@ class VerifyReport:
 
 
 @dataclass(frozen=True)
-class _Task:
+class VerifyTask:
     """One thing to check: a part, a shard or a model."""
 
-    generation: Generation
+    models: Models
     what: PartRef | Shard | tuple[str, str]
 
 
@@ -39,15 +39,22 @@ def verify(job: Job, number: int | None = None) -> VerifyReport:
     Raises:
         NotFound, Corrupt: the record or a manifest itself; then nothing else can be checked.
     """
-    generation = read_generation(job.gallery, number)
-    catalogue = read_catalogue(job.gallery, generation.catalogue)
-    whats = [*generation.models.fitted.items(), *generation.shards, *catalogue.parts]
+    generation, tasks = verify_tasks(job.gallery, number)
     problems: list[str] = []
-    with job.progress.stage("verify", len(whats), "objects") as stage:
-        for found in job.engine.map(VerifyWorker(job.gallery), [_Task(generation, what) for what in whats]):
+    with job.progress.stage("verify", len(tasks), "objects") as stage:
+        for found in job.engine.map(VerifyWorker(job.gallery), tasks):
             problems += found
             stage.advance(1, rejects=len(found))
-    return VerifyReport(generation.number, len(whats), tuple(sorted(problems)))
+    return VerifyReport(generation.number, len(tasks), tuple(sorted(problems)))
+
+
+def verify_tasks(gallery: Gallery, number: int | None = None) -> tuple[Generation, list[VerifyTask]]:
+    """A generation and everything of it that is to be checked, one by one."""
+    generation = read_generation(gallery, number)
+    parts = read_catalogue(gallery, generation.catalogue).parts
+    read_catalogue(gallery, generation.deletions)
+    whats: list[PartRef | Shard | tuple[str, str]] = [*generation.models.fitted.items(), *generation.shards, *parts]
+    return generation, [VerifyTask(generation.models, what) for what in whats]
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ class VerifyWorker:
     def start(self) -> "VerifyWorker":
         return self
 
-    def __call__(self, task: _Task) -> list[str]:
+    def __call__(self, task: VerifyTask) -> list[str]:
         problems = []
         for check in _checks(self.gallery, task):
             try:
@@ -69,8 +76,8 @@ class VerifyWorker:
         return problems
 
 
-def _checks(gallery: Gallery, task: _Task) -> Iterator[Callable[[], object]]:
-    what, models = task.what, task.generation.models
+def _checks(gallery: Gallery, task: VerifyTask) -> Iterator[Callable[[], object]]:
+    what, models = task.what, task.models
     if isinstance(what, PartRef):
         yield lambda: read_part(gallery, what)
         yield lambda: read_encodings(gallery, models.encodings, what.part)

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int64
 
-from ingest.errors import Conflict
+from ingest.errors import BadInput, Conflict
 from ingest.gallery import Gallery
 from ingest.tables import ObjectRef, decode_table, read_manifest, read_object, write_manifest
 
@@ -114,6 +114,11 @@ def read_catalogue(gallery: Gallery, number: int | None = None) -> Catalogue:
     if number == 0:
         return Catalogue()
     record = gallery.catalogue.read(number)
+    if record["format"] != FORMAT:
+        raise BadInput(
+            f"catalogue {number} of {gallery.store.url} has format {record['format']} and this Reseen reads "
+            f"{FORMAT}: install the version that wrote it, or a newer one"
+        )
     parts = tuple(_part_refs(read_manifest(gallery.store, record["parts"])))
     deleted = np.empty(0, np.int64)
     if record["deleted"] is not None:

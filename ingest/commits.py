@@ -45,16 +45,17 @@ class CommitLog:
                 f"{self.store.url} has no {path}; "
                 + (f"it has {have[0]} to {have[-1]}" if have else f"nothing in {self.folder}/ yet")
             ) from None
-        if record.get("number") != number:
+        held = f"{record.get('log')}/{record.get('number')}"
+        if held != f"{self.folder}/{number}":
             raise Corrupt(
-                f"{self.store.where(path)} holds number {record.get('number')}: another commit was copied "
-                "over it; restore it from a copy"
+                f"{self.store.where(path)} holds {held}: another commit was copied over it; restore it from a copy"
             )
         return record
 
     def append(self, number: int, record: dict[str, Any]) -> bool:
         """Commits a record as `number`; False if another writer was first."""
-        return self.store.create(self.path(number), seal({**record, "number": number, "writer": writer()}))
+        own = {"log": self.folder, "number": number, "writer": writer()}
+        return self.store.create(self.path(number), seal(own | record))
 
 
 def writer() -> dict[str, Any]:

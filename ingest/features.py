@@ -15,7 +15,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from ingest.catalogue import PartRef, read_part
-from ingest.decode import Decoded, DecodeSettings
+from ingest.decode import DECODE_VERSION, Decoded, DecodeSettings
 from ingest.decoder import Decoder
 from ingest.errors import Corrupt, NotFound
 from ingest.gallery import Gallery, blob_path, features_path
@@ -54,7 +54,8 @@ class FeatureSettings(BaseModel):
     @property
     def digest(self) -> str:
         """The name of the folder of these features."""
-        return digest_of({"stage": "features", "format": FORMAT, "settings": self.model_dump(mode="json")})
+        versions = {"format": FORMAT, "decode": DECODE_VERSION}
+        return digest_of({"stage": "features", **versions, "settings": self.model_dump(mode="json")})
 
 
 def describe_image(image: Decoded, settings: FeatureSettings) -> dict[str, np.ndarray] | Rejected:
@@ -128,7 +129,9 @@ class _Extractor:
         listed = read_part(self.job.gallery, part, ["image_id", "key", "size", "version"]).to_pylist()
         source = self.job.sources[part.source]
         hashes: list[str | None] = []
-        rows, records, offset = [], [], 0
+        rows: list[dict[str, Any]] = []
+        records: list[bytes] = []
+        offset = 0
         decoded = self.decoder.decode_ahead(_read_images(source, listed, hashes, self.job.settings.decode))
         for row, image in zip(listed, decoded, strict=True):
             local = image if isinstance(image, Rejected) else describe_image(image, self.job.settings)

@@ -225,7 +225,15 @@ class LocalFolder:
         def attempt() -> bytes:
             return _read_plain_file(self.root, inside.split("/"), max_bytes)
 
-        return _patiently("read", self.uri(key), attempt)
+        try:
+            return _patiently("read", self.uri(key), attempt)
+        except NotFound:
+            if Path(self.root).is_dir():
+                raise
+            # Not an image that is gone, which would be a reject for good, but a disk that may come back.
+            raise Unavailable(
+                f"there is no folder {self.root} any more: mount it or put it back, and run again"
+            ) from None
 
     def uri(self, key: str) -> str:
         return f"{self.root.rstrip('/')}/{key}"

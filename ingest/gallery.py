@@ -1,15 +1,20 @@
 """A gallery: one prefix of a store, and where everything in it lies (DESIGN.md, "A gallery on object storage")."""
 
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ingest.commits import CommitLog, writer
-from ingest.errors import BadInput, NotFound
+from ingest.errors import BadInput, Conflict, NotFound
 from ingest.records import seal, unseal
 from ingest.store import Store, probe_create_only
 
 FORMAT = 1
 _RECORD = "gallery.json"
+_FOLLOWS = 20
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,25 @@ def shard_index_path(shard: str) -> str:
 
 def shard_rows_path(shard: str) -> str:
     return f"shards/{shard}/rows.parquet"
+
+
+def follow(gallery: Gallery, work: Callable[[], T]) -> T:
+    """Does work that reads the gallery; again if what it read was taken away because the gallery moved on.
+
+    A purge deletes what newer commits no longer name. Who had read the older commit finds objects missing,
+    and finds everything after reading again. Work must be safe to repeat.
+
+    Raises:
+        NotFound: something is missing although nothing was committed meanwhile.
+    """
+    for _ in range(_FOLLOWS):
+        before = gallery.catalogue.newest(), gallery.generations.newest()
+        try:
+            return work()
+        except NotFound:
+            if before == (gallery.catalogue.newest(), gallery.generations.newest()):
+                raise
+    raise Conflict(f"{gallery.store.url} changes faster than this can follow; run again later")
 
 
 def create_gallery(store: Store) -> Gallery:

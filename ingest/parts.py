@@ -22,7 +22,7 @@ from ingest.catalogue import (
     read_catalogue,
 )
 from ingest.errors import BadInput
-from ingest.gallery import Gallery, part_path
+from ingest.gallery import Gallery, follow, part_path
 from ingest.progress import Progress
 from ingest.records import decode_key, digest_of_bytes, encode_key, image_identity, sha256
 from ingest.sources import Listed, Skipped, Source
@@ -83,10 +83,10 @@ def ingest_source(
     Raises:
         BadInput: the name is taken by another URL, or two images have one id.
     """
-    catalogue = read_catalogue(gallery)
+    catalogue, newest_rows = follow(gallery, lambda: _newest_rows(gallery))
     _check_source(catalogue, source, moved)
     report = ListingReport()
-    known = _Known(all_rows(gallery, catalogue), catalogue)
+    known = _Known(newest_rows, catalogue)
     with progress.stage(f"list {source.name}", None) as stage:
         parts = []
         for rows in _cut(_fresh(source, known, report), sizes or PartSizes()):
@@ -96,6 +96,11 @@ def ingest_source(
     report.parts = len(parts)
     commit_catalogue(gallery, lambda newest: newest.with_parts(parts, source.name, source.url))
     return report
+
+
+def _newest_rows(gallery: Gallery) -> tuple[Catalogue, LiveRows]:
+    catalogue = read_catalogue(gallery)
+    return catalogue, all_rows(gallery, catalogue)
 
 
 def _check_source(catalogue: Catalogue, source: Source, moved: bool) -> None:

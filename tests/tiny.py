@@ -22,9 +22,7 @@ from ingest.records import image_identity
 from ingest.store import Store
 
 DIM = 4
-RECIPE = Recipe(
-    name="tiny", quantizer=FlatSettings(), shard_rows=8, gate=GateSettings(recall=1.0, queries=4)
-)
+RECIPE = Recipe(name="tiny", quantizer=FlatSettings(), shard_rows=8, gate=GateSettings(recall=1.0, queries=4))
 
 
 @dataclass(frozen=True)

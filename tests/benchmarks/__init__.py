@@ -1,0 +1,1 @@
+"""Benchmarks: ratios between the product and bare kernels, measured in one run. Nothing asserts seconds."""

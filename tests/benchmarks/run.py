@@ -1,0 +1,85 @@
+"""Speed as ratios, into docs/benchmarks.md.
+
+    python -m tests.benchmarks.run [--shared PATH] [--out docs/benchmarks.md] [--only SECTION] [--repeats N]
+
+Both sides of a ratio are measured in one run, in turns. Nothing here asserts seconds.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.benchmarks import ingest_bench, million, search_bench
+from tests.evaluation.page import machine, versions
+
+ROOT = Path(__file__).parents[2]
+SECTIONS = ("ingest", "million")
+
+
+def main() -> None:
+    arguments = _arguments()
+    with tempfile.TemporaryDirectory(prefix="reseen-benchmarks-") as folder:
+        sections = []
+        for name, section in _sections(arguments, Path(folder)).items():
+            if name in arguments.only:
+                print(f"--- {name}", flush=True)
+                sections.append(section())
+                print(sections[-1], flush=True)
+    if set(arguments.only) == set(SECTIONS):
+        arguments.out.write_text("\n".join([_head(), *sections]))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared", help="folder of photographs")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks.md")
+    parser.add_argument("--repeats", type=int, default=3, help="turns of ingest")
+    parser.add_argument("--builds", type=int, default=1, help="turns of the builds of a million")
+    parser.add_argument("--rows", type=int, default=million.ROWS, help="vectors, where there are so many")
+    parser.add_argument(
+        "--only", choices=SECTIONS, action="append", help="print only this section, and write no page"
+    )
+    arguments = parser.parse_args()
+    arguments.only = arguments.only or list(SECTIONS)
+    return arguments
+
+
+def _sections(arguments: argparse.Namespace, folder: Path) -> dict[str, Callable[[], str]]:
+    def ingest() -> str:
+        return ingest_bench.ingest_bench(arguments.shared, folder, arguments.repeats)
+
+    def descriptors() -> str:
+        import faiss
+
+        if not (arguments.shared / "data" / "smvs_dvd").exists():
+            print(f"there are no photographs in {arguments.shared}", file=sys.stderr)
+            return (
+                "## A million descriptors\n\nNot measured: the photographs of `../shared` were not at hand.\n"
+            )
+        found = million.prepare(arguments.shared, folder / "million", arguments.rows)
+        builds = million.build_turns(found, arguments.builds)
+        opened = found.opened()
+        text = million.section(found, builds, million.recalls(found, opened))
+        single = faiss.read_index(str(found.folder / "single.faiss"))
+        text += "\n" + search_bench.merged_against_single(opened, single, found.queries)
+        return text + "\n" + search_bench.search_bench(opened, found.queries)
+
+    return {"ingest": ingest, "million": descriptors}
+
+
+def _head() -> str:
+    return (
+        "# Benchmarks\n\n"
+        "Written by `make bench` (`python -m tests.benchmarks.run`). Machine: "
+        f"{machine()}. {versions()}. Other programs ran on the machine at the same time; the two sides of a "
+        "ratio took turns (A B A B), so that what slowed one slowed the other, and each ratio is a median with "
+        "its least and most.\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Quality on real photographs, into docs/evaluation.md.
+
+    python -m tests.evaluation.run [--shared PATH] [--out docs/evaluation.md] [--only SECTION]
+
+Exit codes: 0; 1 if a target is missed; 2 if the photographs are not at hand.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from deploy.jobs import open_job
+from tests.evaluation import equality, real_descriptors, smvs
+from tests.evaluation.page import machine, table, versions
+
+ROOT = Path(__file__).parents[2]
+SECTIONS = ("quality", "equality", "recall", "bad-images")
+NEEDED = ("data/smvs_dvd", "data/dvd_extra", "data/bad_images.tar.gz")
+
+
+def main() -> None:
+    arguments = _arguments()
+    missing = [name for name in NEEDED if not (arguments.shared / name).exists()]
+    if missing:
+        print(
+            f"there is no {', '.join(str(arguments.shared / name) for name in missing)}: the evaluation needs "
+            "the photographs; name their folder with --shared PATH",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
+    sections: list[str] = []
+    targets: list[smvs.Target] = []
+    with tempfile.TemporaryDirectory(prefix="reseen-evaluation-") as folder:
+        for name, section in _sections(arguments.shared, Path(folder)).items():
+            if name in arguments.only:
+                print(f"--- {name}", flush=True)
+                text, found = section()
+                print(text, flush=True)
+                sections.append(text)
+                targets += found
+    page = _page(sections, targets)
+    print(_verdicts(targets))
+    if set(arguments.only) == set(SECTIONS):
+        arguments.out.write_text(page)
+    raise SystemExit(0 if all(target.holds for target in targets) else 1)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared", help="folder of photographs")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "evaluation.md")
+    parser.add_argument(
+        "--only", choices=SECTIONS, action="append", help="print only this section, and write no page"
+    )
+    arguments = parser.parse_args()
+    arguments.only = arguments.only or list(SECTIONS)
+    return arguments
+
+
+Section = Callable[[], tuple[str, list[smvs.Target]]]
+
+
+def _sections(shared: Path, folder: Path) -> dict[str, Section]:
+    def quality() -> tuple[str, list[smvs.Target]]:
+        url = str(folder / "quality")
+        with smvs.dvd_gallery(shared, url):
+            pass
+        with open_job(url, "inline") as job:  # eight small builds: starting Ray's workers would cost more
+            found = smvs.quality(job)
+        return "## The DVD covers\n\n" + found.text, found.targets
+
+    def equal() -> tuple[str, list[smvs.Target]]:
+        with (
+            equality.s3_server() as server,
+            smvs.dvd_gallery(shared, str(folder / "inline"), "inline") as base,
+        ):
+            found = list(equality.ways(shared, folder, base, server.bucket()))
+        text, target = equality.equality(found)
+        return "## The same answers, however it was built\n\n" + text, [target]
+
+    def recall() -> tuple[str, list[smvs.Target]]:
+        return "## Recall against exact search\n\n" + real_descriptors.recall(shared, folder / "recall"), []
+
+    def hostile() -> tuple[str, list[smvs.Target]]:
+        # A process of its own: it counts the CPU time of all its children.
+        command = [sys.executable, "-m", "tests.evaluation.bad_images"]
+        command += ["--archive", str(shared / "data" / "bad_images.tar.gz")]
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+        target = smvs.Target("every malformed file accounted for", done.returncode == 0, "bad_images.md")
+        return "## Malformed and hostile images\n\nSee [bad_images.md](bad_images.md).\n", [target]
+
+    return {"quality": quality, "equality": equal, "recall": recall, "bad-images": hostile}
+
+
+def _verdicts(targets: list[smvs.Target]) -> str:
+    rows = [[target.name, target.figures, "holds" if target.holds else "MISSED"] for target in targets]
+    return table(["target", "measured", ""], rows)
+
+
+def _page(sections: list[str], targets: list[smvs.Target]) -> str:
+    head = (
+        "# Evaluation\n\n"
+        "Written by `make evaluate` (`python -m tests.evaluation.run`), from the photographs in `../shared`, "
+        f"through the functions that the commands call. Machine: {machine()}. {versions()}.\n"
+    )
+    return "\n".join([head, "## What has to hold\n", _verdicts(targets), *sections])
+
+
+if __name__ == "__main__":
+    main()

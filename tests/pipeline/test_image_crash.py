@@ -1,0 +1,329 @@
+"""The laws of `tests/faults/test_crash.py` for images: listing, describing, fitting, encoding, purging.
+
+The process dies at storage operations of an ingest, a build or a purge, or collects garbage in between;
+a reader gets exactly the old or the new answers; a rerun gives an undisturbed run's answers and objects.
+Dying before the next operation is dying after this one, so a stop after a write is not tried apart.
+"""
+
+import io
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from index.collect import collect
+from index.purge import purge
+from index.quantizer import deserialise
+from index.recipe import Recipe
+from index.removal import delete
+from index.verify import verify
+from ingest.catalogue import read_catalogue
+from ingest.extract import extract
+from ingest.features import read_features
+from ingest.gallery import Gallery, blob_path, features_path
+from ingest.job import Job
+from ingest.records import image_identity
+from ingest.store import Store
+from ingest.tables import decode_table
+from tests.faults.faulty import WRITES, Fault, Stopped, faulty_store, operations_of
+from tests.pipeline.small import (
+    Album,
+    HereDecoder,
+    Ranked,
+    answers,
+    assert_same_answers,
+    build_images,
+    contents,
+    ingest,
+    job_on,
+    small_recipe,
+    stored_vectors,
+)
+
+EVERY = 3  # of the reads; of the writes all are tried
+RECIPE = Recipe.model_validate(
+    {
+        **small_recipe(words=2, shard_rows=4).model_dump(),
+        "projection": {"dim": 3},
+        "gate": {"recall": 0, "queries": 2},
+    }
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _decode_here() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ingest.features.Decoder", HereDecoder)
+        yield
+
+
+def _album(name: str, count: int, seed: int) -> Album:
+    """Small pictures with something to describe, and one file that is none."""
+    drawn = np.random.default_rng(seed)
+    images = {}
+    for number in range(count):
+        file = io.BytesIO()
+        coarse = Image.fromarray(drawn.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+        coarse.resize((48, 48), Image.Resampling.BICUBIC).save(file, "PNG")
+        images[f"{name}-picture-{number}.png"] = file.getvalue()
+    return Album(name, images | {f"{name}-broken.png": b"no picture"})
+
+
+A, B = _album("a", 5, 1), _album("b", 3, 2)
+VICTIM_KEY = "a-picture-1.png"
+VICTIM = image_identity("a", VICTIM_KEY)[0]
+QUERIES = np.eye(3, dtype=np.float32)
+
+
+def _build(job: Job) -> None:
+    build_images(job, RECIPE, A, B)
+
+
+def _ingest_a(job: Job) -> None:
+    ingest(job, A, RECIPE, most_images=3)
+
+
+def _ingest_b(job: Job) -> None:
+    ingest(job, B, RECIPE, most_images=3)
+
+
+def _delete(job: Job) -> None:
+    delete(job, [VICTIM])
+
+
+def _purge(job: Job) -> None:
+    purge(job, lambda newest: build_images(job, newest.recipe, A, B))
+
+
+# What was done before, and what is done.
+COMMANDS: dict[str, tuple[tuple[Callable[[Job], None], ...], Callable[[Job], None]]] = {
+    "first ingest": ((), _ingest_a),
+    "ingest": ((_ingest_a, _build), _ingest_b),
+    "first build": ((_ingest_a,), _build),
+    "build": ((_ingest_a, _build, _ingest_b), _build),
+    "purge": ((_ingest_a, _build, _ingest_b, _build, _delete), _purge),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command, the gallery before it, and what an undisturbed run of it gives."""
+
+    run: Callable[[Job], None]
+    before: Path
+    old: dict[int, float] | None
+    new: dict[int, float] | None
+    objects: dict[str, str]
+    operations: tuple[tuple[str, str], ...]
+
+    def copy(self, folder: Path) -> str:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(self.before, folder)
+        return str(folder)
+
+
+@pytest.fixture(scope="module", params=COMMANDS)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    steps, run = COMMANDS[request.param]
+    before, after = tmp_path_factory.mktemp("before"), tmp_path_factory.mktemp("after") / "gallery"
+    job = job_on(str(before))
+    for step in steps:
+        step(job)
+    old = _seen(str(before))
+    shutil.copytree(before, after)
+    counted = faulty_store(str(after))
+    run(job_on(counted))
+    operations = tuple(operations_of(counted))
+    return Case(run, before, old, _seen(str(after)), _settled(str(after)), operations)
+
+
+def _seen(url: str) -> dict[int, float] | None:
+    """What a reader finds: the score of every image against a fixed query; None if nothing is published."""
+    gallery = job_on(url).gallery
+    if gallery.generations.newest() == 0:
+        return None
+    ranked = answers(gallery, QUERIES[:1], 50)
+    found = ranked.ids[0] >= 0
+    ids, scores = ranked.ids[0][found].tolist(), ranked.scores[0][found].tolist()
+    assert len(set(ids)) == len(ids)
+    return dict(zip(ids, (round(score, 5) for score in scores), strict=True))
+
+
+def _settled(url: str) -> dict[str, str]:
+    """The objects that are left after collection once no pin holds anything, manifests apart."""
+    store = Store(url)
+    for pin in store.listing("pins"):
+        store.delete(pin.path)
+    job = job_on(store)
+    collect(job.gallery, keep=100, grace_s=0)
+    assert store.unfinished() == []
+    if job.gallery.generations.newest():
+        assert verify(job).problems == ()
+    # Manifests are named by commits, and a run that was stopped may have made one commit more.
+    return {path: digest for path, digest in contents(store).items() if not path.startswith("manifests/")}
+
+
+def _points(case: Case) -> Iterator[tuple[int, Fault]]:
+    for at, (verb, _) in enumerate(case.operations, 1):
+        if verb in WRITES:
+            yield at, "stop_before"
+            yield at, "stop_within"
+        elif at % EVERY == 0:
+            yield at, "stop_before"
+
+
+@pytest.mark.timeout(600)
+def test_a_stop_at_any_operation_loses_nothing(case: Case, tmp_path: Path) -> None:
+    for at, fault in _points(case):
+        url = case.copy(tmp_path / "gallery")
+        with pytest.raises(Stopped):
+            case.run(job_on(faulty_store(url, at, fault)))
+            raise Stopped("what was shorter this time was done")
+        where = f"{fault} at {at}: {case.operations[at - 1]}"
+        assert _seen(url) in (case.old, case.new), where
+        case.run(job_on(url))
+        assert _seen(url) == case.new, where
+        assert _settled(url) == case.objects, where
+
+
+def test_the_cases_are_what_they_claim(case: Case) -> None:
+    """Each command writes, and all but an ingest change what a reader sees."""
+    assert sum(verb in WRITES for verb, _ in case.operations) >= 5
+    if case.run in (_ingest_a, _ingest_b):
+        assert case.old == case.new
+    else:
+        assert case.new != case.old or case.run is _purge
+    assert case.objects
+
+
+# -- purge ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivfadc"])
+def test_a_purged_image_is_nowhere(kind: str, tmp_path: Path) -> None:
+    """No byte of its descriptors, its vector, its key or its row is in any object, whatever its form."""
+    recipe = RECIPE.model_copy(update={"quantizer": small_recipe(kind).quantizer})
+    job = job_on(str(tmp_path / "gallery"))
+    gallery = job.gallery
+    for album in (A, B):
+        ingest(job, album, recipe, most_images=3)
+        build_images(job, recipe, A, B)
+    build_images(job, recipe, A, B, rebuild=True)
+    traces = _Traces.of(gallery, recipe)
+    assert traces.found(gallery.store) >= {"blob", "index", "row", "key"}
+
+    delete(job, [VICTIM])
+    before = answers(gallery, QUERIES, 20)
+    purge(job, lambda newest: build_images(job, newest.recipe, A, B))
+    assert traces.found(gallery.store) == set()
+    assert_same_answers(before, answers(gallery, QUERIES, 20))
+    assert VICTIM not in stored_vectors(gallery)[0]
+    assert verify(job).problems == ()
+    _assert_as_extracted(job, recipe)
+
+
+@dataclass(frozen=True)
+class _Traces:
+    """What would betray an image: its descriptors, its vector, its id and its key."""
+
+    descriptors: tuple[bytes, ...]
+    vector: np.ndarray
+
+    @staticmethod
+    def of(gallery: Gallery, recipe: Recipe) -> "_Traces":
+        assert recipe.features is not None
+        part = read_catalogue(gallery).parts[0]
+        row = list(A.images).index(VICTIM_KEY)
+        ((_, local),) = read_features(gallery, recipe.features.digest, part, [row])
+        ids, vectors = stored_vectors(gallery)
+        (vector,) = vectors[ids == VICTIM]
+        return _Traces(tuple(bytes(one) for one in local["descriptors"]), vector)
+
+    def found(self, store: Store) -> set[str]:
+        """Where there are traces, by form. Commits and the deletion list may name the id: that is its work."""
+        found = set()
+        for info in store.listing(""):
+            data = store.read(info.path)
+            if any(one in data for one in self.descriptors):
+                found.add("blob")
+            if self.vector.tobytes() in data:
+                found.add("index")
+            if VICTIM_KEY.encode() in data:
+                found.add("key")
+            if info.path.endswith(".faiss") and self._in_index(data):
+                found.add("index")
+            if info.path.endswith(".parquet"):
+                found |= self._in_table(info.path, data)
+        return found
+
+    def _in_index(self, data: bytes) -> bool:
+        index = deserialise(data)
+        kept = index.reconstruct_n(0, index.ntotal) if index.ntotal else np.empty((0, len(self.vector)))
+        return bool(np.any(np.abs(kept - self.vector).max(axis=1, initial=0) < 1e-6))
+
+    def _in_table(self, path: str, data: bytes) -> set[str]:
+        name = "" if path.startswith(("parts/", "manifests/")) else path
+        table = decode_table(data, path, name=name)
+        found = set()
+        if path.startswith("manifests/") and table.column_names == ["image_id"]:
+            return found
+        if "image_id" in table.column_names and VICTIM in table["image_id"].to_pylist():
+            found.add("row")
+        if "key" in table.column_names and VICTIM_KEY.encode() in table["key"].to_pylist():
+            found.add("key")
+        if "vector" in table.column_names:
+            kept = np.array(table["vector"].to_pylist(), np.float32).reshape(-1, len(self.vector))
+            if np.any(np.abs(kept - self.vector).max(axis=1, initial=0) < 1e-6):
+                found.add("vector")
+        return found
+
+
+def _assert_as_extracted(job: Job, recipe: Recipe) -> None:
+    """What purge copied into the part without the image is what extracting that part gives."""
+    assert recipe.features is not None
+    digest, store = recipe.features.digest, job.gallery.store
+    catalogue = read_catalogue(job.gallery)
+    (part,) = [part for part in catalogue.parts if part.source == "a" and part.ref.rows == 2]
+    paths = [features_path(digest, part.part), blob_path(digest, part.part)]
+    copied = [store.read(path) for path in paths]
+    for path in paths:
+        store.delete(path)
+    extract(job, catalogue, recipe.features, {"a": A, "b": B}, max_rejects=1.0)
+    assert [store.read(path) for path in paths] == copied
+
+
+def test_a_purge_takes_what_a_stopped_build_left(tmp_path: Path) -> None:
+    """A build that was stopped anywhere leaves objects that no commit names; they hold the image too."""
+    before = tmp_path / "before"
+    job = job_on(str(before))
+    _ingest_a(job)
+    _build(job)
+    _ingest_b(job)
+    traces = _Traces.of(job.gallery, RECIPE)
+    counted = tmp_path / "counted"
+    shutil.copytree(before, counted)
+    store = faulty_store(str(counted))
+    build_images(job_on(store), RECIPE, A, B, rebuild=True)
+    writes = [at for at, (verb, _) in enumerate(operations_of(store), 1) if verb in WRITES]
+    for at in writes:
+        for fault in ("stop_before", "stop_within"):
+            folder = tmp_path / "gallery"
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(before, folder)
+            with pytest.raises(Stopped):
+                build_images(job_on(faulty_store(str(folder), at, fault)), RECIPE, A, B, rebuild=True)
+            again = job_on(str(folder))
+            _delete(again)
+            _purge(again)
+            assert traces.found(again.gallery.store) == set(), (at, operations_of(store)[at - 1])
+
+
+def test_the_traces_are_noticed() -> None:
+    """The rule of equal answers and the search for traces are no empty words: each sees a difference."""
+    one = Ranked(np.array([[0.5]], np.float32), np.array([[1]]))
+    with pytest.raises(AssertionError):
+        assert_same_answers(one, Ranked(np.array([[0.4]], np.float32), np.array([[1]])))
