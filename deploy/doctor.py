@@ -223,7 +223,7 @@ def ray_starts() -> Finding:
     from ingest.engine import open_engine
 
     with ExitStack() as stack:
-        engine = stack.enter_context(open_engine("ray"))
+        engine = stack.enter_context(open_engine("ray", address=os.environ.get("RAY_ADDRESS")))
         return Finding("ray", "ok", f"starts, with {engine.workers} worker(s)")
 
 

@@ -119,7 +119,7 @@ def evaluate_labels(
     queries = np.flatnonzero(labels.asked & (_positives(labels) > 0))
     if not len(queries):
         raise BadInput(
-            f"no query has a positive: by --labels {label_pattern!r}, which finds {len(labels.sizes)} labels "
+            f"no query has a positive: --label-pattern {label_pattern!r} finds {len(labels.sizes)} labels "
             f"in {int(labels.sizes.sum())} names, no other image has a query's label; capture less of the "
             f"name, which is SOURCE/KEY, such as {labels.example!r}"
         )

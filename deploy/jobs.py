@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from index.purge import PurgeReport
     from index.recipe import Recipe
     from ingest.catalogue import Catalogue
+    from ingest.gallery import Gallery
 
 EngineKind = Literal["ray", "inline"]
 
@@ -54,7 +55,7 @@ def open_job(
         raise BadInput(f"{url} lives in this process, which Ray's workers cannot see: use --engine inline")
     store = Store(url)
     gallery = create_gallery(store) if create else open_gallery(store)
-    with open_engine(engine, workers) as opened:
+    with open_engine(engine, workers, address=os.environ.get("RAY_ADDRESS")) as opened:
         yield Job(gallery, opened, progress or SilentProgress())
 
 
@@ -91,16 +92,36 @@ def absolute(text: str) -> str:
 
 def known_sources(catalogue: "Catalogue") -> dict[str, Source]:
     """The sources of images that a catalogue names; one that is gone says so when it is read."""
-    known: dict[str, Source] = {}
-    for name, url in catalogue.sources.items():
-        source: Source | VectorSource
-        try:
-            source = open_source(f"{name}={url}")
-        except (NotFound, BadInput) as error:
-            source = _GoneSource(name, url, str(error))
-        if isinstance(source, Source):
-            known[name] = source
-    return known
+    opened = {name: _known_source(name, url) for name, url in catalogue.sources.items()}
+    return {name: source for name, source in opened.items() if isinstance(source, Source)}
+
+
+def _known_source(name: str, url: str) -> Source | VectorSource:
+    try:
+        return open_source(f"{name}={url}")
+    except (NotFound, BadInput) as error:
+        return _GoneSource(name, url, str(error))
+
+
+@dataclass(frozen=True)
+class GallerySources(Mapping[str, Source]):
+    """The sources of images of a gallery's newest catalogue, whatever that is when one is looked up."""
+
+    gallery: "Gallery"
+
+    def __getitem__(self, name: str) -> Source:
+        return known_sources(self._catalogue())[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(known_sources(self._catalogue()))
+
+    def __len__(self) -> int:
+        return len(known_sources(self._catalogue()))
+
+    def _catalogue(self) -> "Catalogue":
+        from ingest.catalogue import read_catalogue
+
+        return read_catalogue(self.gallery)
 
 
 @dataclass(frozen=True)
@@ -266,9 +287,8 @@ def build_index(job: Job, recipe: "Recipe", options: "BuildOptions | None" = Non
         Conflict: a rebuild or refit lost against another publisher.
     """
     from index.build import build
-    from ingest.catalogue import read_catalogue
 
-    return build(job, recipe, known_sources(read_catalogue(job.gallery)), options)
+    return build(job, recipe, GallerySources(job.gallery), options)
 
 
 def purge_deleted(job: Job) -> "PurgeReport":
@@ -276,5 +296,7 @@ def purge_deleted(job: Job) -> "PurgeReport":
     from index.build import BuildOptions
     from index.purge import purge
 
-    anything = BuildOptions(max_rejects=1.0)  # taking images down never waits for a share of rejects
+    anything = BuildOptions(
+        max_rejects=1.0, action="purge"
+    )  # taking images down never waits for a share of rejects
     return purge(job, lambda newest: build_index(job, newest.recipe, anything))

@@ -16,7 +16,7 @@ from ingest.records import decode_key
 UNLABELLED = -1
 
 
-def label_reader(pattern: str, option: str = "--labels") -> Callable[[str], str | None]:
+def label_reader(pattern: str, option: str = "--label-pattern") -> Callable[[str], str | None]:
     """A function from a name to its label, None where the pattern is not found in it.
 
     The label is what the pattern's first group took, or the whole match where it has no group. A name is
@@ -89,7 +89,7 @@ def read_labels(
                 asked[place] = is_query is label_of or is_query(example) is not None
     seen = f"names are SOURCE/KEY, such as {example!r}"
     if not numbers:
-        raise BadInput(f"--labels {label_pattern!r} is found in no name of {len(of)} images: {seen}")
+        raise BadInput(f"--label-pattern {label_pattern!r} is found in no name of {len(of)} images: {seen}")
     if not asked.any():
         raise BadInput(f"--queries {query_pattern!r} is found in no name of a labelled image: {seen}")
     return Labels(of, np.bincount(of[of >= 0], minlength=len(numbers)), asked, example)

@@ -29,11 +29,13 @@ class BuildOptions:
     rebuild: cut all shards anew, with the models as they are.
     refit: fit all models anew on the catalogue as it is; implies rebuild.
     max_rejects: share of images without features above which the build stops.
+    action: what the generation says published it.
     """
 
     rebuild: bool = False
     refit: bool = False
     max_rejects: float = 0.5
+    action: str = "build"
 
     @property
     def replaces(self) -> bool:
@@ -48,6 +50,9 @@ def build(
     Models that a generation with the same recipe has are carried on; its shards are kept, and new ones
     added for parts that they do not cover. Whoever publishes meanwhile is built upon; only an explicit
     rebuild or refit reports the conflict.
+
+    Args:
+        sources: by name; looked up anew at every plan, since another writer may have added one meanwhile.
 
     Returns:
         The generation in force: the newest one as it was, if there is nothing to add.
@@ -79,7 +84,7 @@ def _build(job: Job, recipe: Recipe, sources: Mapping[str, Source], options: Bui
         pin.keep_alive()
         grows = parent is not None and parent.number == base and len(kept) == len(parent.shards)
         proposal = Proposal(
-            action="build",
+            action=options.action,
             recipe=recipe,
             models=models,
             shards=tuple(shards) if grows else (*kept, *shards),
@@ -130,7 +135,8 @@ def _vectors(
     plan.pin.keep(f"features/{features}/")
     catalogue = plan.catalogue
     missing = Catalogue(catalogue.number, catalogue.sources, tuple(todo), catalogue.deleted)
-    extract(job, missing, recipe.features, sources, plan.options.max_rejects)
+    needed = {part.source: sources[part.source] for part in todo}
+    extract(job, missing, recipe.features, needed, plan.options.max_rejects)
     if parent is not None:
         encoder, projection = parent.models.encoder, parent.models.projection
     else:
@@ -174,7 +180,9 @@ def _work(plan: _Plan, kind: str, settings: object, inputs: str) -> str:
     """The digest of a fit: its settings, its inputs, and the images that it may draw from."""
     parts = [part.part for part in plan.catalogue.parts]
     deleted = plan.catalogue.deleted.tolist()
-    return digest_of({"fit": kind, "settings": settings, "inputs": inputs, "parts": parts, "deleted": deleted})
+    return digest_of(
+        {"fit": kind, "settings": settings, "inputs": inputs, "parts": parts, "deleted": deleted}
+    )
 
 
 def _recall(plan: _Plan, work: str) -> str | None:
@@ -192,5 +200,3 @@ def _remember(plan: _Plan, work: str, model: str) -> None:
 
 def _model_prefixes(models: Models) -> list[str]:
     return [f"models/{digest}/" for digest in models.fitted.values()]
-
-

@@ -93,7 +93,9 @@ class _PartEncoder:
         return part.part, ref, part.ref.rows
 
 
-def load_vectoriser(gallery: Gallery, encoder: str, projection: str | None) -> tuple[Encoder, Projection | None]:
+def load_vectoriser(
+    gallery: Gallery, encoder: str, projection: str | None
+) -> tuple[Encoder, Projection | None]:
     """The fitted encoder and projection that make a gallery's vectors, for gallery and query alike."""
     from index.models import load_model
 
@@ -128,7 +130,9 @@ def write_encodings(
     """Writes the vectors of a part, unless they are there."""
     flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
     column = pa.FixedSizeListArray.from_arrays(flat, max(1, vectors.shape[1]))
-    table = pa.table({"row": pa.array(rows, pa.int32()), "image_id": pa.array(ids, pa.int64()), "vector": column})
+    table = pa.table(
+        {"row": pa.array(rows, pa.int32()), "image_id": pa.array(ids, pa.int64()), "vector": column}
+    )
     return write_table(gallery.store, encodings_path(digest, part), table)
 
 

@@ -25,7 +25,9 @@ from ingest.job import Job
 from ingest.records import image_identity
 
 SEED = 1  # of the order in which images are drawn; held-out queries are the last of the same order
-_DESCRIPTORS_OF_AN_IMAGE = 64  # at least, where there are enough images: more images teach more than more of one
+_DESCRIPTORS_OF_AN_IMAGE = (
+    64  # at least, where there are enough images: more images teach more than more of one
+)
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,9 @@ class DescriptorSampler(_Sampler):
             descriptors = local["descriptors"]
             if len(descriptors) > self.quota:
                 seed, _ = image_identity(sample.part.part, str(row))
-                chosen = np.random.Generator(np.random.PCG64(seed)).permutation(len(descriptors))[: self.quota]
+                chosen = np.random.Generator(np.random.PCG64(seed)).permutation(len(descriptors))[
+                    : self.quota
+                ]
                 descriptors = descriptors[np.sort(chosen)]
             drawn.append(descriptors)
         return np.concatenate(drawn) if drawn else np.empty((0, 0), np.uint8)

@@ -61,7 +61,7 @@ def check_gate(
     rows = sum(shard.count for shard in shards) - sum(int(mask.sum()) for mask in masks.values())
     if rows != vectors:
         raise Corrupt(
-            f"the shards have {rows} rows in force and the stored vectors are {vectors}: nothing is published; "
+            f"the shards have {rows} rows in force, the stored vectors are {vectors}: nothing is published; "
             "build again with --rebuild"
         )
     hits = [bool(nearest[q] & set(found[q].tolist())) for q in range(len(found)) if nearest[q]]
@@ -71,21 +71,26 @@ def check_gate(
     recall = sum(hits) / len(hits)
     if recall < recipe.gate.recall:
         raise OverBudget(
-            f"nothing is published: of {len(hits)} held-out queries the index finds the exact nearest neighbour "
-            f"in its top {DEPTH} for {recall:.1%}, and the recipe {recipe.name!r} demands {recipe.gate.recall:.1%}; "
-            "spend more bytes a vector or probe more lists (quantizer.*), or lower gate.recall"
+            f"nothing is published: of {len(hits)} held-out queries the index finds the exact nearest "
+            f"neighbour in its top {DEPTH} for {recall:.1%}, and recipe {recipe.name!r} demands "
+            f"{recipe.gate.recall:.1%}; spend more bytes a vector or probe more lists (quantizer.*), or "
+            "lower gate.recall"
         )
     return {**figures, "recall": round(recall, 6)}
 
 
-def _held_out_queries(job: Job, recipe: Recipe, encodings: str, catalogue: Catalogue, live: LiveRows) -> Queries:
+def _held_out_queries(
+    job: Job, recipe: Recipe, encodings: str, catalogue: Catalogue, live: LiveRows
+) -> Queries:
     chosen = highest(live.image_id, recipe.gate.queries, SEED)
     samples = [
         Sample(catalogue.parts[place], tuple(map(int, live.row[chosen][live.part[chosen] == place])))
         for place in np.unique(live.part[chosen])
     ]
     ids, vectors = [], []
-    for _, part_ids, part_vectors in sorted(job.engine.map(QueryReader(job.gallery, encodings), samples), key=_first):
+    for _, part_ids, part_vectors in sorted(
+        job.engine.map(QueryReader(job.gallery, encodings), samples), key=_first
+    ):
         ids.append(part_ids)
         vectors.append(part_vectors)
     held_out = len(live.image_id) >= recipe.sample_vectors + recipe.gate.queries
@@ -212,8 +217,8 @@ def _search_shard(
     index = deserialise(read_object(job.gallery.store, shard.index))
     if index.ntotal != table.num_rows:
         raise Corrupt(
-            f"shard {shard.shard} has {index.ntotal} vectors and {table.num_rows} rows: nothing is published; "
-            "build again with --rebuild"
+            f"shard {shard.shard} has {index.ntotal} vectors and {table.num_rows} rows: nothing is "
+            "published; build again with --rebuild"
         )
     if not index.ntotal:
         empty = np.empty((len(queries.image_ids), 0))

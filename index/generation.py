@@ -97,7 +97,11 @@ def write_manifests(gallery: Gallery, generation: Generation) -> Generation:
     masks: str | None = None
     if generation.masks:
         bitmaps = [
-            {"shard": shard, "masked": int(mask.sum()), "bitmap": np.packbits(mask, bitorder="little").tobytes()}
+            {
+                "shard": shard,
+                "masked": int(mask.sum()),
+                "bitmap": np.packbits(mask, bitorder="little").tobytes(),
+            }
             for shard, mask in sorted(generation.masks.items())
         ]
         masks = write_manifest(gallery.store, bitmaps, MASKS_SCHEMA)

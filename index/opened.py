@@ -105,7 +105,9 @@ class OpenGeneration:
         return table["part"][row].as_py(), table["row"][row].as_py()
 
 
-def open_generation(gallery: Gallery, number: int | None = None, cache: Cache | None = None) -> OpenGeneration:
+def open_generation(
+    gallery: Gallery, number: int | None = None, cache: Cache | None = None
+) -> OpenGeneration:
     """Fetches, checks and merges a generation, the newest by default.
 
     Memory: its codes and 8 bytes a row, and one shard's bytes while loading.
@@ -130,16 +132,24 @@ def _open(gallery: Gallery, generation: Generation, cache: Cache | None) -> Open
         return read_object(gallery.store, ref) if cache is None else cache.read(gallery.store, ref)
 
     with ThreadPoolExecutor(_FETCHERS) as pool:
-        tables = tuple(pool.map(lambda shard: _row_table(gallery, shard, read(shard.rows)), generation.shards))
+        tables = tuple(
+            pool.map(lambda shard: _row_table(gallery, shard, read(shard.rows)), generation.shards)
+        )
         filled = [shard for shard in generation.shards if shard.count]
         # `map` would hold all bytes at once; the merge takes one index after the other.
-        index = merge_indexes(_index(gallery, shard, read(shard.index)) for shard in filled) if filled else None
+        index = (
+            merge_indexes(_index(gallery, shard, read(shard.index)) for shard in filled) if filled else None
+        )
     ids = [table["image_id"].to_numpy() for table in tables]
     live: np.ndarray | None = None
     if generation.masks:
-        masks = [generation.masks.get(shard.shard, np.zeros(shard.count, bool)) for shard in generation.shards]
+        masks = [
+            generation.masks.get(shard.shard, np.zeros(shard.count, bool)) for shard in generation.shards
+        ]
         live = selector_bitmap(~np.concatenate(masks))
-    return OpenGeneration(generation, index, np.concatenate(ids) if ids else np.empty(0, np.int64), live, tables)
+    return OpenGeneration(
+        generation, index, np.concatenate(ids) if ids else np.empty(0, np.int64), live, tables
+    )
 
 
 def _row_table(gallery: Gallery, shard: Shard, data: bytes) -> pa.Table:
@@ -152,6 +162,7 @@ def _index(gallery: Gallery, shard: Shard, data: bytes) -> "faiss.Index":
     index = deserialise(data)
     if index.ntotal != shard.count:
         where = gallery.store.where(shard.index.name)
-        raise Corrupt(f"{where} has {index.ntotal} vectors and its row table {shard.count}: build again with --rebuild")
+        raise Corrupt(
+            f"{where} has {index.ntotal} vectors and its row table {shard.count}: build again with --rebuild"
+        )
     return index
-

@@ -73,9 +73,7 @@ class Pin:
 
 
 @contextmanager
-def hold(
-    gallery: Gallery, *prefixes: str, sleep: Callable[[float], None] = time.sleep
-) -> Iterator[Pin]:
+def hold(gallery: Gallery, *prefixes: str, sleep: Callable[[float], None] = time.sleep) -> Iterator[Pin]:
     """A build's pin for a `with` statement; waits while a collection is running.
 
     It is released when the work ends well. A build that fails or is stopped leaves its pin, and with it

@@ -4,7 +4,6 @@ Additions (shards, masks) are united with the winner's and checked again. What r
 (a rebuild, a rollback) does not unite: it reports the conflict. No publisher's images vanish.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -171,13 +170,17 @@ def unite(newest: Generation | None, proposal: Proposal, url: str) -> tuple[tupl
     if proposal.adds and newest.models == proposal.models:
         have = {shard.shard for shard in newest.shards}
         covered = newest.parts
-        new = [shard for shard in proposal.shards if shard.shard not in have and not covered.issuperset(shard.parts)]
+        new = [
+            shard
+            for shard in proposal.shards
+            if shard.shard not in have and not covered.issuperset(shard.parts)
+        ]
         return (*newest.shards, *new), max(newest.catalogue, proposal.catalogue)
     if newest.number != proposal.base:
         raise Conflict(
-            f"generation {newest.number} of {url} was published ({newest.action}) while this {proposal.action} "
-            f"was being made on top of {proposal.base or 'nothing'}: look at it (reseen generations diff "
-            f"{proposal.base} {newest.number}), then run again"
+            f"generation {newest.number} of {url} was published ({newest.action}) while this "
+            f"{proposal.action} was being made on top of {proposal.base or 'nothing'}: look at it (reseen "
+            f"generations diff {proposal.base} {newest.number}), then run again"
         )
     return proposal.shards, proposal.catalogue
 
@@ -190,7 +193,7 @@ def _check_covers(covered: set[str], wanted: Catalogue, newest: Catalogue, url: 
     purged = covered - newest.position.keys()
     if purged:
         raise Conflict(
-            f"{len(purged)} parts of {url} were replaced by a purge: what holds them cannot be published again"
+            f"{len(purged)} parts of {url} were replaced by a purge: what holds them cannot be published"
         )
 
 

@@ -103,7 +103,9 @@ def _folders(gallery: Gallery, kind: str, part: str) -> list[str]:
     """Digests of the features, or encodings, that exist for a part."""
     name = f"{part}.parquet"
     return [
-        info.path.split("/")[1] for info in gallery.store.listing(kind) if info.path.rpartition("/")[2] == name
+        info.path.split("/")[1]
+        for info in gallery.store.listing(kind)
+        if info.path.rpartition("/")[2] == name
     ]
 
 
@@ -148,12 +150,23 @@ def _delete_retired(job: Job) -> int:
                 doomed.append(info.path)
                 if name == "rows":
                     doomed.append(info.path.replace("rows.parquet", "index.faiss"))
+    doomed += _untold_indexes(gallery)
     with job.progress.stage("delete", len(doomed), "objects") as stage:
         # The index before the table that tells what is in it: a rerun must find both.
         for path in sorted(doomed):
             gallery.store.delete(path)
             stage.advance(1)
     return len(doomed)
+
+
+def _untold_indexes(gallery: Gallery) -> list[str]:
+    """Indexes without a row table, left by a build that was stopped: nothing tells whose vectors they hold.
+
+    A build that is just about to write the table finds its index gone before it publishes, and makes it again.
+    """
+    paths = {info.path for info in gallery.store.listing("shards")}
+    indexes = (path for path in paths if path.endswith("/index.faiss"))
+    return [path for path in indexes if path.replace("index.faiss", "rows.parquet") not in paths]
 
 
 def _older_parts(gallery: Gallery) -> set[str]:

@@ -10,7 +10,7 @@ from ingest.tables import manifest_path
 
 
 def objects_of_generation(gallery: Gallery, generation: Generation) -> set[str]:
-    """Every object that a generation names: shards, models, manifests, and its parts' rows, features, vectors."""
+    """Every object that a generation names: shards, models, manifests, its parts' rows, features, vectors."""
     named = {manifest_path(digest) for digest in generation.manifests.values() if digest is not None}
     for shard in generation.shards:
         named.update((shard.index.name, shard.rows.name))

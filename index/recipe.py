@@ -23,10 +23,15 @@ class GateSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     recall: float = Field(
-        0.9, ge=0, le=1, description="least share of held-out queries whose exact nearest neighbour is in the top 100"
+        0.9,
+        ge=0,
+        le=1,
+        description="least share of held-out queries whose exact nearest neighbour is in the top 100",
     )
     queries: int = Field(
-        256, ge=1, description="held-out queries; the exact search reads every vector once, whatever their number"
+        256,
+        ge=1,
+        description="held-out queries; the exact search reads every vector once, whatever their number",
     )
 
 
@@ -38,7 +43,9 @@ class Recipe(BaseModel):
     name: str = Field(description="letters, digits, - and _", pattern=r"^[A-Za-z0-9_-]+$")
     features: FeatureSettings | None = Field(None, description="images to local features")
     encoder: EncoderSettings | None = Field(None, description="local features to one vector")
-    projection: ProjectionSettings | None = Field(None, description="fewer dimensions; null: the encoder's own")
+    projection: ProjectionSettings | None = Field(
+        None, description="fewer dimensions; null: the encoder's own"
+    )
     quantizer: QuantizerSettings = Field(description="vectors to codes")
     shard_rows: int = Field(
         1_000_000, ge=1, description="most vectors of a shard; memory while building = their codes, twice"

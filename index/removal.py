@@ -82,7 +82,9 @@ def rollback(job: Job, number: int) -> Generation:
         pin.generations.add(number)
         pin.save()
         base = job.gallery.generations.newest()
-        return publish(job, replace(_same_shards("rollback", read_generation(job.gallery, number)), base=base))
+        return publish(
+            job, replace(_same_shards("rollback", read_generation(job.gallery, number)), base=base)
+        )
 
 
 def _same_shards(action: str, generation: Generation) -> Proposal:

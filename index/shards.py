@@ -115,9 +115,13 @@ class _ShardBuilder:
                 index.add(vectors)
             tables.append(self._row_table(part, rows, ids))
         table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
-        index_ref = write_object(self.gallery.store, shard_index_path(plan.digest), serialise(index), table.num_rows)
+        index_ref = write_object(
+            self.gallery.store, shard_index_path(plan.digest), serialise(index), table.num_rows
+        )
         # The row table names the bytes of the index: a table that is there is a shard that is complete.
-        table = table.replace_schema_metadata({"index_sha256": index_ref.sha256, "index_size": str(index_ref.size)})
+        table = table.replace_schema_metadata(
+            {"index_sha256": index_ref.sha256, "index_size": str(index_ref.size)}
+        )
         rows_ref = write_table(self.gallery.store, shard_rows_path(plan.digest), table)
         return Shard(plan.digest, index_ref, rows_ref, tuple(part.part for part in plan.parts))
 
@@ -147,7 +151,9 @@ class _ShardBuilder:
 
     def _quantizer(self, digest: str) -> Quantizer:
         if digest not in self.quantizers:
-            self.quantizers = {digest: Quantizer.from_arrays(load_model(self.gallery, digest, "quantizer")[1])}
+            self.quantizers = {
+                digest: Quantizer.from_arrays(load_model(self.gallery, digest, "quantizer")[1])
+            }
         return self.quantizers[digest]
 
 

@@ -34,7 +34,7 @@ class VerifyTask:
 
 
 def verify(job: Job, number: int | None = None) -> VerifyReport:
-    """Checks a generation, the newest by default: record, manifests, models, shards, parts, features, vectors.
+    """Checks a generation, the newest by default: manifests, models, shards, parts, features, vectors.
 
     Raises:
         NotFound, Corrupt: the record or a manifest itself; then nothing else can be checked.
@@ -53,7 +53,11 @@ def verify_tasks(gallery: Gallery, number: int | None = None) -> tuple[Generatio
     generation = read_generation(gallery, number)
     parts = read_catalogue(gallery, generation.catalogue).parts
     read_catalogue(gallery, generation.deletions)
-    whats: list[PartRef | Shard | tuple[str, str]] = [*generation.models.fitted.items(), *generation.shards, *parts]
+    whats: list[PartRef | Shard | tuple[str, str]] = [
+        *generation.models.fitted.items(),
+        *generation.shards,
+        *parts,
+    ]
     return generation, [VerifyTask(generation.models, what) for what in whats]
 
 

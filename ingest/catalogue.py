@@ -189,7 +189,6 @@ def read_part(gallery: Gallery, part: PartRef, columns: list[str] | None = None)
     return decode_table(data, gallery.store.where(part.ref.name), columns)
 
 
-
 def read_parts(gallery: Gallery, parts: Sequence[PartRef], columns: list[str]) -> Iterator[pa.Table]:
     """The rows of many parts, in their order, read a few at a time ahead of the caller."""
     with ThreadPoolExecutor(READERS) as pool:

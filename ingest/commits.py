@@ -48,7 +48,8 @@ class CommitLog:
         held = f"{record.get('log')}/{record.get('number')}"
         if held != f"{self.folder}/{number}":
             raise Corrupt(
-                f"{self.store.where(path)} holds {held}: another commit was copied over it; restore it from a copy"
+                f"{self.store.where(path)} holds {held}: another commit was copied over it; "
+                "restore it from a copy"
             )
         return record
 

@@ -147,7 +147,7 @@ def refuse_unread(data: bytes, settings: DecodeSettings) -> Rejected | None:
     return None
 
 
-class _Refused(Exception):  # noqa: N818 - not an error: it carries an outcome out of nested steps
+class _Refused(Exception):
     def __init__(self, reason: Outcome, detail: str) -> None:
         super().__init__(detail)
         self.rejected = Rejected(reason, detail)

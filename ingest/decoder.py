@@ -174,7 +174,7 @@ class Decoder:
         self._child, self._busy = None, False
 
 
-class _Died(Exception):  # noqa: N818 - not an error: it carries an outcome
+class _Died(Exception):
     def __init__(self, reason: Outcome, detail: str) -> None:
         super().__init__(detail)
         self.rejected = Rejected(reason, detail)

@@ -179,7 +179,9 @@ def existing_features(gallery: Gallery, features: str, part: PartRef) -> PartFea
     stated = table.schema.metadata
     size = int(stated[b"blob_size"])
     if gallery.store.info(blob).size != size:
-        raise Corrupt(f"{gallery.store.where(blob)} is damaged: its size is not {size}; restore it from a copy")
+        raise Corrupt(
+            f"{gallery.store.where(blob)} is damaged: its size is not {size}; restore it from a copy"
+        )
     return PartFeatures(
         part.part,
         ObjectRef(path, len(data), sha256(data), table.num_rows),
@@ -206,7 +208,7 @@ def read_features(
         record = read(table[row]["offset"], table[row]["length"])
         if sha256(record) != table[row]["checksum"]:
             raise Corrupt(
-                f"{gallery.store.where(blob)} is damaged at row {row}: its bytes do not match their checksum; "
+                f"{gallery.store.where(blob)} is damaged at row {row}: it does not match its checksum; "
                 "restore it from a copy"
             )
         yield row, load(record)

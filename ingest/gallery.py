@@ -1,4 +1,4 @@
-"""A gallery: one prefix of a store, and where everything in it lies (DESIGN.md, "A gallery on object storage")."""
+"""A gallery: one prefix of a store, and where everything in it lies."""
 
 import uuid
 from collections.abc import Callable

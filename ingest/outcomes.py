@@ -29,7 +29,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Rejected:
-    """An image that has no features, why, and one deterministic sentence of detail (no addresses, no times)."""
+    """An image that has no features, why, and one deterministic sentence (no addresses, no times)."""
 
     reason: Outcome
     detail: str = ""

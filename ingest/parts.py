@@ -203,5 +203,7 @@ def _write_part(gallery: Gallery, source: str, rows: list[dict[str, Any]]) -> Pa
 def part_table(rows: list[dict[str, Any]]) -> pa.Table:
     """The rows of a part as its table: the fixed columns, then metadata by name; absent values are null."""
     names = sorted({name for row in rows for name in row if name.startswith(METADATA_PREFIX)})
-    columns = {column.name: pa.array([row[column.name] for row in rows], column.type) for column in PART_SCHEMA}
+    columns = {
+        column.name: pa.array([row[column.name] for row in rows], column.type) for column in PART_SCHEMA
+    }
     return pa.table(columns | {name: pa.array([row.get(name) for row in rows]) for name in names})

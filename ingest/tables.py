@@ -65,9 +65,13 @@ def decode_table(data: bytes, path: str, columns: list[str] | None = None, name:
     file = pq.ParquetFile(io.BytesIO(data))
     written_as = file.metadata.metadata[_NAME.encode()].decode()
     if written_as != name:
-        raise Corrupt(f"{path} holds {written_as!r}: another object was copied over it; restore it from a copy")
+        raise Corrupt(
+            f"{path} holds {written_as!r}: another object was copied over it; restore it from a copy"
+        )
     table = file.read(columns=columns)
-    own = {key: value for key, value in (table.schema.metadata or {}).items() if not key.startswith(b"reseen.")}
+    own = {
+        key: value for key, value in (table.schema.metadata or {}).items() if not key.startswith(b"reseen.")
+    }
     return table.replace_schema_metadata(own or None)
 
 

@@ -82,7 +82,7 @@ def build_tiny(job: Job, options: BuildOptions | None = None, recipe: Recipe = R
 
 
 def purge_tiny(job: Job) -> PurgeReport:
-    return purge(job, lambda newest: build(job, newest.recipe, {}))
+    return purge(job, lambda newest: build(job, newest.recipe, {}, BuildOptions(action="purge")))
 
 
 def answers(gallery: Gallery, number: int | None = None) -> dict[int, float]:

@@ -29,6 +29,7 @@ from tests.evaluation.page import table
 ROWS = 1_000_000
 QUERIES = 1000
 SHARDS = 4
+SOURCE = "descriptors"
 NPROBES = (8, 16, 32, 64, 128, 256)
 RECALL_AT = (1, 10, 100)
 LIMIT_MIB = 2048
@@ -48,7 +49,7 @@ def product(url: str, vectors: str, shard_rows: int, engine: Any = "ray") -> dic
     begun = time.perf_counter()
     with open_job(url, engine, create=True) as job:
         started = time.perf_counter()
-        ingest(job, open_sources([f"vectors:{vectors}"]), recipe(shard_rows))
+        ingest(job, open_sources([f"{SOURCE}=vectors:{vectors}"]), recipe(shard_rows))
         ingested = time.perf_counter()
         generation = build_index(job, recipe(shard_rows))
         built = time.perf_counter()
@@ -135,7 +136,7 @@ def recalls(million: Million, opened: OpenGeneration, nprobes: tuple[int, ...] =
     from ingest.records import image_identity
 
     nearest = exact_nearest(million)
-    wanted = np.array([image_identity("vectors", f"{row:09d}")[0] for row in nearest])
+    wanted = np.array([image_identity(SOURCE, f"{row:09d}")[0] for row in nearest])
     lines: list[list[Any]] = []
     for nprobe in nprobes:
         found = opened.search(million.queries, max(RECALL_AT), nprobe).image_ids

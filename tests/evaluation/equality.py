@@ -19,7 +19,7 @@ from index.opened import Hits, open_generation
 from ingest.catalogue import read_catalogue
 from ingest.job import Job
 from tests.evaluation.page import table
-from tests.evaluation.smvs import TOP, Target, dvd_gallery
+from tests.evaluation.smvs import FOLDERS, TOP, Target, dvd_gallery
 
 TOLERANCE = 1e-6
 
@@ -74,16 +74,15 @@ def s3_server() -> Iterator[Any]:
     yield from s3.__wrapped__()  # type: ignore[attr-defined]
 
 
-def ways(shared: Path, folder: Path, base: Job, bucket: str) -> Iterator[Answers]:
+def ways(shared: Path, folder: Path, bucket: str) -> Iterator[Answers]:
     """All ways, the first of them the one that the others are compared with."""
-    yield answers(base, "file, inline, 1 worker", 1)
-    yield answers(base, "file, inline, 1 worker", 4)
-    for name, url, workers in (
-        ("file, Ray, 1 worker", str(folder / "ray1"), 1),
-        ("file, Ray, 2 workers", str(folder / "ray2"), 2),
-        ("S3, Ray, 2 workers", f"s3://{bucket}/gallery", 2),
+    for name, url, engine, workers in (
+        ("file, inline, 1 worker", str(folder / "inline"), "inline", 1),
+        ("file, Ray, 1 worker", str(folder / "ray1"), "ray", 1),
+        ("file, Ray, 2 workers", str(folder / "ray2"), "ray", 2),
+        ("S3, Ray, 2 workers", f"s3://{bucket}/gallery", "ray", 2),
     ):
-        with dvd_gallery(shared, url, "ray", workers) as job:
+        with dvd_gallery(shared, url, engine, workers, FOLDERS[:1]) as job:
             yield answers(job, name, 1)
             yield answers(job, name, 4)
 
@@ -102,8 +101,9 @@ def equality(found: list[Answers]) -> tuple[str, Target]:
     worst = max(first.difference(other) for other in found[1:])
     head = [f"against {first.way}, {first.shards} shard", "vectors", f"scores of the best {TOP}"]
     text = (
-        "Each way has a gallery of its own, with everything computed anew, models too; 4 shards are a rebuild "
-        f"of the same gallery. All {len(first.image_ids)} images are queries. The largest differences; an id "
+        f"Recipe `sift-vlad` on the photographs of `{FOLDERS[0]}`. Each way has a gallery of its own, with "
+        "everything computed anew, models too; 4 shards are a rebuild of the same gallery. All "
+        f"{len(first.image_ids)} images are queries. The largest differences; an id "
         "that differs outside a tie at the cut would count as infinite.\n\n" + table(head, rows)
     )
     return text, Target("answers equal within 1e-6", worst <= TOLERANCE, f"{worst:.1e}")

@@ -75,11 +75,8 @@ def _sections(shared: Path, folder: Path) -> dict[str, Section]:
         return "## The DVD covers\n\n" + found.text, found.targets
 
     def equal() -> tuple[str, list[smvs.Target]]:
-        with (
-            equality.s3_server() as server,
-            smvs.dvd_gallery(shared, str(folder / "inline"), "inline") as base,
-        ):
-            found = list(equality.ways(shared, folder, base, server.bucket()))
+        with equality.s3_server() as server:
+            found = list(equality.ways(shared, folder, server.bucket()))
         text, target = equality.equality(found)
         return "## The same answers, however it was built\n\n" + text, [target]
 

@@ -4,7 +4,7 @@
 Models are fitted on this gallery. Features are computed once: all recipes ask for the same ones.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,15 +35,14 @@ class Target:
     figures: str
 
 
-def folders(shared: Path) -> list[Path]:
-    return [shared / "data" / name for name in FOLDERS]
-
-
 @contextmanager
-def dvd_gallery(shared: Path, url: str, engine: Any = "ray", workers: int | None = None) -> Iterator[Job]:
+def dvd_gallery(
+    shared: Path, url: str, engine: Any = "ray", workers: int | None = None, folders: Sequence[str] = FOLDERS
+) -> Iterator[Job]:
     """A gallery with the photographs ingested by `sift-vlad`, as `reseen ingest` does it."""
     with open_job(url, engine, workers, create=True) as job:
-        ingest(job, open_sources([str(folder) for folder in folders(shared)]), load_recipe("sift-vlad"))
+        sources = open_sources([str(shared / "data" / folder) for folder in folders])
+        ingest(job, sources, load_recipe("sift-vlad"))
         yield job
 
 

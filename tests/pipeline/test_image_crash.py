@@ -304,10 +304,11 @@ def test_a_purge_takes_what_a_stopped_build_left(tmp_path: Path) -> None:
     _build(job)
     _ingest_b(job)
     traces = _Traces.of(job.gallery, RECIPE)
+    cut = RECIPE.model_copy(update={"shard_rows": 100})  # other shards, with the old images in them
     counted = tmp_path / "counted"
     shutil.copytree(before, counted)
     store = faulty_store(str(counted))
-    build_images(job_on(store), RECIPE, A, B, rebuild=True)
+    build_images(job_on(store), cut, A, B, rebuild=True)
     writes = [at for at, (verb, _) in enumerate(operations_of(store), 1) if verb in WRITES]
     for at in writes:
         for fault in ("stop_before", "stop_within"):
@@ -315,15 +316,8 @@ def test_a_purge_takes_what_a_stopped_build_left(tmp_path: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(before, folder)
             with pytest.raises(Stopped):
-                build_images(job_on(faulty_store(str(folder), at, fault)), RECIPE, A, B, rebuild=True)
+                build_images(job_on(faulty_store(str(folder), at, fault)), cut, A, B, rebuild=True)
             again = job_on(str(folder))
             _delete(again)
             _purge(again)
             assert traces.found(again.gallery.store) == set(), (at, operations_of(store)[at - 1])
-
-
-def test_the_traces_are_noticed() -> None:
-    """The rule of equal answers and the search for traces are no empty words: each sees a difference."""
-    one = Ranked(np.array([[0.5]], np.float32), np.array([[1]]))
-    with pytest.raises(AssertionError):
-        assert_same_answers(one, Ranked(np.array([[0.4]], np.float32), np.array([[1]])))
