@@ -42,7 +42,6 @@ def collect(
         dry_run: counts only.
 
     Raises:
-        Conflict: another collection is running.
         Unavailable: the lease could not be renewed in time; run again.
     """
     report = CollectReport(dry_run=dry_run)

@@ -162,7 +162,7 @@ def _delete_retired(job: Job) -> int:
 def _untold_indexes(gallery: Gallery) -> list[str]:
     """Indexes without a row table, left by a build that was stopped: nothing tells whose vectors they hold.
 
-    A build that is just about to write the table finds its index gone before it publishes, and makes it again.
+    A build that is about to write the table finds its index gone before it publishes, and makes it again.
     """
     paths = {info.path for info in gallery.store.listing("shards")}
     indexes = (path for path in paths if path.endswith("/index.faiss"))

@@ -18,6 +18,7 @@ from ingest.catalogue import PartRef, read_part
 from ingest.decode import DECODE_VERSION, Decoded, DecodeSettings
 from ingest.decoder import Decoder
 from ingest.errors import Corrupt, NotFound
+from ingest.freed_memory import keep_freed_memory
 from ingest.gallery import Gallery, blob_path, features_path
 from ingest.outcomes import Outcome, Rejected
 from ingest.records import decode_key, digest_of, sha256
@@ -108,6 +109,10 @@ class _Extractor:
     def __init__(self, job: ExtractWorker) -> None:
         self.job = job
         self.decoder = Decoder(job.settings.decode)
+        keep_freed_memory()
+        # Here, while the decoder starts, instead of in the first part.
+        import cv2  # noqa: F401
+        import safetensors.numpy  # noqa: F401
 
     def __call__(self, part: PartRef) -> PartFeatures:
         digest, store = self.job.settings.digest, self.job.gallery.store

@@ -1,11 +1,12 @@
 """The bare kernel: photographs to VLAD with OpenCV and numpy, one process, one thread, nothing kept.
 
-    python -m tests.benchmarks.bare CENTROIDS.npy LONGEST_SIDE KEYPOINTS FILE...
+    python -m tests.benchmarks.bare NICENESS CENTROIDS.npy LONGEST_SIDE KEYPOINTS FILE...
 
-Reads file names, prints seconds and CPU seconds as JSON, without imports and first touch.
+Prints seconds and CPU seconds as JSON, without imports and first touch.
 """
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -18,8 +19,9 @@ THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THR
 
 def main() -> None:
     cv2.setNumThreads(1)
-    centroids = np.load(sys.argv[1])
-    longest, keypoints, files = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
+    os.nice(int(sys.argv[1]))
+    centroids = np.load(sys.argv[2])
+    longest, keypoints, files = int(sys.argv[3]), int(sys.argv[4]), sys.argv[5:]
     sift = cv2.SIFT_create(nfeatures=keypoints, enable_precise_upscale=True)
     half_norms = (centroids * centroids).sum(axis=1) / 2
 

@@ -42,11 +42,11 @@ WORDS = 256
 
 @dataclass(frozen=True)
 class _Timed:
-    """A worker that says when each task began, by the machine's clock, and what CPU time it took."""
+    """A worker that says when each task began, by the machine's clock, its CPU time, and its niceness."""
 
     inner: Any
 
-    def start(self) -> Callable[[Any], tuple[Any, float, float]]:
+    def start(self) -> Callable[[Any], tuple[Any, float, float, int]]:
         return _TimedFunction(self.inner.start())
 
 
@@ -54,9 +54,9 @@ class _Timed:
 class _TimedFunction:
     inner: Any
 
-    def __call__(self, task: Any) -> tuple[Any, float, float]:
+    def __call__(self, task: Any) -> tuple[Any, float, float, int]:
         begun, cpu = time.time(), cpu_seconds()
-        return self.inner(task), begun, cpu_seconds() - cpu
+        return self.inner(task), begun, cpu_seconds() - cpu, os.nice(0)
 
     def close(self) -> None:
         if hasattr(self.inner, "close"):
@@ -70,6 +70,7 @@ class _Stopwatch:
     inner: Engine
     seconds: float = 0.0
     cpu: float = 0.0
+    niceness: int = 0
     workers: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -77,7 +78,8 @@ class _Stopwatch:
 
     def map(self, worker: Any, tasks: Iterable[Any]) -> Iterator[Any]:
         first, last = float("inf"), 0.0
-        for result, begun, cpu in self.inner.map(_Timed(worker), tasks):
+        for result, begun, cpu, niceness in self.inner.map(_Timed(worker), tasks):
+            self.niceness = niceness
             first, last = min(first, begun), time.time()
             self.cpu += cpu
             yield result
@@ -107,6 +109,7 @@ class IngestBench:
     engine: Engine
     encoder: Vlad
     galleries: int = 0
+    niceness: int = 0  # of Ray's workers, and so of the bare kernel
 
     def product(self) -> tuple[float, float]:
         """Images a second by the clock, and a CPU second."""
@@ -128,6 +131,7 @@ class IngestBench:
         features = extract(job, catalogue, settings, {source.name: source})
         self.encodings = encode(job, catalogue.parts, features.digest, digest, None)
         self.gallery, self.catalogue = gallery, catalogue
+        self.niceness = watch.niceness
         images = catalogue.rows
         return images / (listing + watch.seconds), images / (listing_cpu + watch.cpu)
 
@@ -141,7 +145,7 @@ class IngestBench:
         with ThreadPoolExecutor(processes) as pool:
             runs = list(pool.map(lambda at: self._kernel(files[at::cores]), range(processes)))
         results = [run.result for run in runs]
-        self.sample = (files[0], results[0]["sample"])
+        self.sample = results[0]["sample"]
         rate = sum(result["images"] / result["seconds"] for result in results)
         cpu = sum(result["images"] for result in results) / sum(result["cpu_seconds"] for result in results)
         return rate, cpu
@@ -151,11 +155,13 @@ class IngestBench:
         assert settings is not None
         numbers = (str(settings.decode.longest_side), str(settings.describe.max_keypoints))
         centroids = str(self.work / "centroids.npy")
-        return watched("tests.benchmarks.bare", centroids, *numbers, *files, environment=bare.THREADS)
+        return watched(
+            "tests.benchmarks.bare", str(self.niceness), centroids, *numbers, *files, environment=bare.THREADS
+        )
 
     def agreement(self) -> float:
         """The least inner product of the first components of the bare kernel's vectors with the product's."""
-        name, vectors = self.sample
+        vectors = self.sample
         part = self.catalogue.parts[0]
         _, _, mine = read_encodings(self.gallery, self.encodings.digest, part.part)
         head = mine[:, : len(vectors[0])]
@@ -215,12 +221,13 @@ def _section(what: str, cores: int, found: dict[str, list[Any]], agreement: floa
     ]
     return (
         "## Photographs to VLAD\n\n"
-        f"{IMAGES} {what}, 1,500 key points, VLAD with {WORDS} words; {repeats} turns each. The product lists, "
-        "reads, decodes in an isolated process, describes, checks, writes features and encodings. Process "
-        "start, imports and fitting are left out of both. Images a second, median (least to most):\n\n"
+        f"{IMAGES} {what}, 1,500 key points, VLAD with {WORDS} words; {repeats} turns each. The product "
+        "lists, reads, decodes in an isolated process, describes, checks, writes features and encodings. "
+        "Process start, imports and fitting are left out of both, and both run at the niceness of Ray's "
+        "workers. Images a second, median (least to most):\n\n"
         + table(["", "a second", "a second of CPU time"], rates)
         + "\n"
         + table(["ratio", "median (least to most)", "aim"], lines)
-        + "\nThe ratio by CPU time is what the product adds to the kernel; it does not feel other programs on "
-        f"the machine. Both make the same vectors (inner product of one image's: {agreement:.4f}).\n"
+        + "\nThe ratio by CPU time is what the product adds to the kernel; it does not feel other programs "
+        f"on the machine. Both make the same vectors (inner product of one image's: {agreement:.4f}).\n"
     )

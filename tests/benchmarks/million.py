@@ -7,6 +7,8 @@ Each way runs in a process of its own, whose memory is watched from outside.
 """
 
 import json
+import os
+import shutil
 import sys
 import time
 from dataclasses import dataclass
@@ -107,15 +109,22 @@ class Million:
 
 
 def prepare(shared: Path, folder: Path, rows: int = ROWS, queries: int = QUERIES) -> Million:
-    """Describes photographs until there are enough vectors, and holds some out as queries."""
-    folder.mkdir(parents=True)
-    everything = folder / "all.npy"
-    made = watched("tests.benchmarks.descriptors", str(shared), str(everything), str(rows + queries)).result
-    found = np.load(everything, mmap_mode="r")
-    np.save(folder / "queries.npy", found[:queries])
-    np.save(folder / "vectors.npy", found[queries:])
-    everything.unlink()
-    return Million(folder, made["rows"] - queries, made["images"])
+    """Describes photographs until there are enough vectors, and holds some out as queries.
+
+    What an earlier run left in the folder is adopted.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    made = folder / f"made-{rows}-{queries}.json"
+    if not made.exists():
+        everything = folder / "all.npy"
+        numbers = watched("tests.benchmarks.descriptors", str(shared), str(everything), str(rows + queries))
+        found = np.load(everything, mmap_mode="r")
+        np.save(folder / "queries.npy", found[:queries])
+        np.save(folder / "vectors.npy", found[queries:])
+        everything.unlink()
+        made.write_text(json.dumps(numbers.result))
+    counts = json.loads(made.read_text())
+    return Million(folder, counts["rows"] - queries, counts["images"])
 
 
 def exact_nearest(million: Million) -> np.ndarray:
@@ -156,11 +165,10 @@ class Builds:
 
 def build_turns(million: Million, repeats: int) -> Builds:
     """Builds in turns: the product, faiss adding on one thread, faiss adding on all."""
-    import os
-
     builds = Builds([], [], [])
     shard_rows = str(-(-million.rows // SHARDS))
     for turn in range(repeats):
+        shutil.rmtree(million.gallery(turn), ignore_errors=True)
         command = ("product", str(million.gallery(turn)), str(million.vectors), shard_rows)
         builds.product.append(watched("tests.benchmarks.million", *command))
         for threads, runs in ((1, builds.one_thread), (os.cpu_count() or 1, builds.all_threads)):
@@ -176,10 +184,10 @@ def section(million: Million, builds: Builds, recall: list[list[Any]]) -> str:
     lists = builds.one_thread[0].result["lists"]
     return (
         "## A million descriptors\n\n"
-        f"{million.rows:,} RootSIFT descriptors (128-D) of {million.images} photographs, as a `.npy` file, by "
-        f"recipe `vectors-ivfadc` ({lists} lists, OPQ, 16 bytes) in {result['shards']} shards, through Ray: "
-        "ingest, fit, shards, gate, publish. One faiss index: the same fit, and all vectors added, from a file "
-        "to memory. Seconds are of this run, for their ratios.\n\n"
+        f"{million.rows:,} RootSIFT descriptors (128-D) of {million.images} photographs, as a `.npy` file, "
+        f"by recipe `vectors-ivfadc` ({lists} lists, OPQ, 16 bytes) in {result['shards']} shards, through "
+        "Ray: ingest, fit, shards, gate, publish. One faiss index: the same fit, and all vectors added, from "
+        "a file to memory. Seconds are of this run, for their ratios.\n\n"
         + _times(builds)
         + "\n"
         + _memory(builds)
@@ -190,7 +198,8 @@ def section(million: Million, builds: Builds, recall: list[list[Any]]) -> str:
 
 
 def _gate(figures: dict[str, Any]) -> str:
-    return f"{figures['recall']:.4f} within {figures['depth']} of {figures['queries']} queries at the recipe's nprobe"
+    asked = f"{figures['queries']} queries at the recipe's nprobe"
+    return f"{figures['recall']:.4f} within {figures['depth']} of {asked}"
 
 
 def _times(builds: Builds) -> str:

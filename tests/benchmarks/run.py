@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.benchmarks import ingest_bench, million, search_bench
-from tests.evaluation.page import machine, versions
+from tests.evaluation.page import machine, put_section, versions
 
 ROOT = Path(__file__).parents[2]
 SECTIONS = ("ingest", "million")
@@ -21,14 +21,12 @@ SECTIONS = ("ingest", "million")
 def main() -> None:
     arguments = _arguments()
     with tempfile.TemporaryDirectory(prefix="reseen-benchmarks-") as folder:
-        sections = []
         for name, section in _sections(arguments, Path(folder)).items():
             if name in arguments.only:
                 print(f"--- {name}", flush=True)
-                sections.append(section())
-                print(sections[-1], flush=True)
-    if set(arguments.only) == set(SECTIONS):
-        arguments.out.write_text("\n".join([_head(), *sections]))
+                text = section()
+                print(text, flush=True)
+                put_section(arguments.out, _head(), SECTIONS, name, text)
 
 
 def _arguments() -> argparse.Namespace:
@@ -39,10 +37,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks.md")
     parser.add_argument("--repeats", type=int, default=3, help="turns of ingest")
     parser.add_argument("--builds", type=int, default=1, help="turns of the builds of a million")
+    parser.add_argument("--work", type=Path, help="a folder that keeps the million vectors for the next run")
     parser.add_argument("--rows", type=int, default=million.ROWS, help="vectors, where there are so many")
-    parser.add_argument(
-        "--only", choices=SECTIONS, action="append", help="print only this section, and write no page"
-    )
+    parser.add_argument("--only", choices=SECTIONS, action="append", help="only this section of the page")
     arguments = parser.parse_args()
     arguments.only = arguments.only or list(SECTIONS)
     return arguments
@@ -60,7 +57,7 @@ def _sections(arguments: argparse.Namespace, folder: Path) -> dict[str, Callable
             return (
                 "## A million descriptors\n\nNot measured: the photographs of `../shared` were not at hand.\n"
             )
-        found = million.prepare(arguments.shared, folder / "million", arguments.rows)
+        found = million.prepare(arguments.shared, arguments.work or folder / "million", arguments.rows)
         builds = million.build_turns(found, arguments.builds)
         opened = found.opened()
         text = million.section(found, builds, million.recalls(found, opened))
@@ -75,9 +72,9 @@ def _head() -> str:
     return (
         "# Benchmarks\n\n"
         "Written by `make bench` (`python -m tests.benchmarks.run`). Machine: "
-        f"{machine()}. {versions()}. Other programs ran on the machine at the same time; the two sides of a "
-        "ratio took turns (A B A B), so that what slowed one slowed the other, and each ratio is a median with "
-        "its least and most.\n"
+        f"{machine()}. {versions()}. Other programs may run on the machine at the same time: the two sides "
+        "of a ratio take turns (A B A B), so that what slows one slows the other, and each ratio is a median "
+        "with its least and most.\n"
     )
 
 

@@ -1,7 +1,9 @@
-"""Pages that commands write: Markdown tables, and what the machine was."""
+"""Pages that commands write: Markdown tables, sections, and what the machine was."""
 
 import os
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 Cell = str | int | float | None
 
@@ -34,3 +36,14 @@ def versions() -> str:
     import numpy as np
 
     return f"faiss {faiss.__version__}, OpenCV {cv2.__version__}, numpy {np.__version__}"
+
+
+_SECTION = re.compile(r"<!-- section ([a-z-]+) -->\n(.*?)<!-- end -->\n", re.DOTALL)
+
+
+def put_section(page: Path, head: str, order: Sequence[str], name: str, text: str) -> None:
+    """Writes one section of a page, and leaves those that earlier runs wrote."""
+    sections = dict(_SECTION.findall(page.read_text())) if page.exists() else {}
+    sections[name] = text
+    written = [f"<!-- section {at} -->\n{sections[at]}<!-- end -->\n" for at in order if at in sections]
+    page.write_text("\n".join([head, *written]))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from deploy.jobs import open_job
 from tests.evaluation import equality, real_descriptors, smvs
-from tests.evaluation.page import machine, table, versions
+from tests.evaluation.page import machine, put_section, table, versions
 
 ROOT = Path(__file__).parents[2]
 SECTIONS = ("quality", "equality", "recall", "bad-images")
@@ -26,26 +26,23 @@ def main() -> None:
     missing = [name for name in NEEDED if not (arguments.shared / name).exists()]
     if missing:
         print(
-            f"there is no {', '.join(str(arguments.shared / name) for name in missing)}: the evaluation needs "
-            "the photographs; name their folder with --shared PATH",
+            f"there is no {', '.join(str(arguments.shared / name) for name in missing)}: the evaluation "
+            "needs the photographs; name their folder with --shared PATH",
             file=sys.stderr,
         )
         raise SystemExit(2)
-    sections: list[str] = []
-    targets: list[smvs.Target] = []
+    held = True
     with tempfile.TemporaryDirectory(prefix="reseen-evaluation-") as folder:
         for name, section in _sections(arguments.shared, Path(folder)).items():
-            if name in arguments.only:
-                print(f"--- {name}", flush=True)
-                text, found = section()
-                print(text, flush=True)
-                sections.append(text)
-                targets += found
-    page = _page(sections, targets)
-    print(_verdicts(targets))
-    if set(arguments.only) == set(SECTIONS):
-        arguments.out.write_text(page)
-    raise SystemExit(0 if all(target.holds for target in targets) else 1)
+            if name not in arguments.only:
+                continue
+            print(f"--- {name}", flush=True)
+            text, targets = section()
+            text += "\n" + _verdicts(targets) if targets else ""
+            print(text, flush=True)
+            put_section(arguments.out, _head(), SECTIONS, name, text)
+            held = held and all(target.holds for target in targets)
+    raise SystemExit(0 if held else 1)
 
 
 def _arguments() -> argparse.Namespace:
@@ -54,9 +51,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared", help="folder of photographs")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "evaluation.md")
-    parser.add_argument(
-        "--only", choices=SECTIONS, action="append", help="print only this section, and write no page"
-    )
+    parser.add_argument("--only", choices=SECTIONS, action="append", help="only this section of the page")
     arguments = parser.parse_args()
     arguments.only = arguments.only or list(SECTIONS)
     return arguments
@@ -99,13 +94,12 @@ def _verdicts(targets: list[smvs.Target]) -> str:
     return table(["target", "measured", ""], rows)
 
 
-def _page(sections: list[str], targets: list[smvs.Target]) -> str:
-    head = (
+def _head() -> str:
+    return (
         "# Evaluation\n\n"
         "Written by `make evaluate` (`python -m tests.evaluation.run`), from the photographs in `../shared`, "
         f"through the functions that the commands call. Machine: {machine()}. {versions()}.\n"
     )
-    return "\n".join([head, "## What has to hold\n", _verdicts(targets), *sections])
 
 
 if __name__ == "__main__":

@@ -33,12 +33,14 @@ TIE = 1e-6  # DESIGN.md: scores this close are equal
 _IVFADC = {"kind": "ivfadc", "lists": 4, "nprobe": 2, "code_bytes": 8}
 
 
-def small_recipe(kind: str = "flat", shard_rows: int = 1000, longest_side: int = 96, words: int = 8) -> Recipe:
+def small_recipe(
+    kind: str = "flat", shard_rows: int = 1000, longest_side: int = 96, words: int = 8
+) -> Recipe:
     """Forty key points, eight words, 16 dimensions: a few milliseconds an image."""
     return Recipe.model_validate(
         {
             "name": f"small-{kind}",
-            "features": {"decode": {"longest_side": longest_side}, "describe": {"max_keypoints": 40}},
+            "features": {"decode": {"longest_side": 96}, "describe": {"max_keypoints": 40}},
             "encoder": {"kind": "vlad", "codebook": {"words": words, "sample_descriptors": 4000}},
             "projection": {"dim": 16},
             "quantizer": _IVFADC if kind == "ivfadc" else {"kind": kind},
@@ -78,9 +80,7 @@ def build_images(job: Job, recipe: Recipe, *sources: Source, **options: bool) ->
 
 def contents(store: Store) -> dict[str, str]:
     """Every object but the commits, the pins and the gallery's own record: sha256 by path."""
-    return {
-        info.path: sha256(store.read(info.path)) for folder in CONTENT for info in store.listing(folder)
-    }
+    return {info.path: sha256(store.read(info.path)) for folder in CONTENT for info in store.listing(folder)}
 
 
 def commits(store: Store) -> dict[str, dict[str, Any]]:

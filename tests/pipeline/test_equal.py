@@ -58,9 +58,7 @@ def test_a_run_on_a_finished_gallery_adds_nothing(undisturbed: Store) -> None:
 
 @pytest.mark.ray
 @pytest.mark.parametrize("workers", [1, 2])
-def test_ray_gives_the_same_bytes(
-    undisturbed: Store, tmp_path: Path, ray_cluster: Any, workers: int
-) -> None:
+def test_ray_gives_the_same_bytes(undisturbed: Store, tmp_path: Path, ray_cluster: Any, workers: int) -> None:
     with open_engine("ray", workers) as engine:
         job = job_on(str(tmp_path / "gallery"), engine)
         _run(job)

@@ -1,4 +1,4 @@
-"""Hostile files under hostile names, and files that change while they are ingested: a reason each, none lost."""
+"""Hostile files under hostile names, and files that change while they are ingested: none is lost."""
 
 import os
 import shutil

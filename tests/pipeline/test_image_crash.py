@@ -33,7 +33,6 @@ from tests.faults.faulty import WRITES, Fault, Stopped, faulty_store, operations
 from tests.pipeline.small import (
     Album,
     HereDecoder,
-    Ranked,
     answers,
     assert_same_answers,
     build_images,
@@ -44,7 +43,7 @@ from tests.pipeline.small import (
     stored_vectors,
 )
 
-EVERY = 3  # of the reads; of the writes all are tried
+EVERY = 4  # of the reads; of the writes all are tried
 RECIPE = Recipe.model_validate(
     {
         **small_recipe(words=2, shard_rows=4).model_dump(),
@@ -244,7 +243,7 @@ class _Traces:
         return _Traces(tuple(bytes(one) for one in local["descriptors"]), vector)
 
     def found(self, store: Store) -> set[str]:
-        """Where there are traces, by form. Commits and the deletion list may name the id: that is its work."""
+        """Where there are traces, by form. The deletion list names the id: that is its work."""
         found = set()
         for info in store.listing(""):
             data = store.read(info.path)
