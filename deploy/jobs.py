@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Literal
 from ingest.errors import BadInput, NotFound
 from ingest.job import Job
 from ingest.parts import ListingReport, PartSizes, ingest_source
-from ingest.progress import Progress, SilentProgress, Stage
+from ingest.progress import Progress, SilentProgress
 from ingest.sources import KINDS, Listed, Skipped, Source, VectorSource, open_source
 
 if TYPE_CHECKING:
     from index.build import BuildOptions
     from index.generation import Generation
-    from index.pins import Pin
     from index.purge import PurgeReport
     from index.recipe import Recipe
     from ingest.catalogue import Catalogue
@@ -185,13 +184,13 @@ def ingest(
         BadInput: sources and recipe do not go together, or a source is unusable.
         OverBudget: more rejects than allowed; what was done is kept.
     """
-    from index.pins import hold
+    from index.pins import Renewing, hold
     from ingest.catalogue import read_catalogue
 
     options = options or IngestOptions()
     _check_together(job, sources, recipe)
     with hold(job.gallery, "parts/", "manifests/", *_folders(sources, recipe)) as pin:
-        job = replace(job, progress=_Renewing(job.progress, pin))
+        job = replace(job, progress=Renewing(job.progress, pin))
         listings = {source.name: _list(job, source, options) for source in sources}
         catalogue = read_catalogue(job.gallery)
         outcomes = _describe(job, catalogue, sources, recipe, options)
@@ -249,30 +248,6 @@ def _describe(
     given = {source.name: source for source in sources if isinstance(source, Source)}
     known = known_sources(catalogue) | given
     return extract(job, catalogue, recipe.features, known, options.max_rejects).outcomes
-
-
-class _Renewing:
-    """Progress that keeps a pin alive: an ingest may take days, and a pin's lease ends."""
-
-    def __init__(self, progress: Progress, pin: "Pin") -> None:
-        self.progress = progress
-        self.pin = pin
-
-    @contextmanager
-    def stage(self, name: str, total: int | None, unit: str = "images") -> Iterator[Stage]:
-        self.pin.keep_alive()
-        with self.progress.stage(name, total, unit) as stage:
-            yield _RenewingStage(stage, self.pin)
-
-
-@dataclass(frozen=True)
-class _RenewingStage:
-    inner: Stage
-    pin: "Pin"
-
-    def advance(self, n: int = 1, rejects: int = 0) -> None:
-        self.inner.advance(n, rejects)
-        self.pin.keep_alive()
 
 
 # -- build and purge ----------------------------------------------------------------------------------------

@@ -1,13 +1,13 @@
 """Building a generation: fit what is not fitted, encode and shard what is new, check, publish."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from index.encodings import EncodingSet, encode, encodings_digest
 from index.fit import fit_gallery_encoder, fit_gallery_projection, fit_gallery_quantizer
 from index.generation import Generation, Models, read_generation
-from index.pins import Pin, earlier_fits, hold
-from index.publish import Proposal, publish
+from index.pins import Pin, Renewing, earlier_fits, hold
+from index.publish import Proposal, check_present, publish
 from index.ready_made import ready_made_encodings
 from index.recipe import Recipe
 from index.shards import Shard, build_shards, plan_shards
@@ -68,16 +68,18 @@ def build(
 
 
 def _build(job: Job, recipe: Recipe, sources: Mapping[str, Source], options: BuildOptions) -> Generation:
-    with hold(job.gallery, "manifests/") as pin:
+    with hold(job.gallery, "manifests/", resumes=True) as pin:
+        job = replace(job, progress=Renewing(job.progress, pin))
         base = job.gallery.generations.newest()
         catalogue = read_catalogue(job.gallery)
-        parent = None if options.refit else lineage(job.gallery, recipe, base)
+        parent = None if options.refit else lineage(job.gallery, recipe.digest, base)
         if not catalogue.parts and parent is None:
             raise NotFound(f"{job.gallery.store.url} has no images yet: run reseen ingest SOURCE first")
         kept = [] if parent is None or options.rebuild else _usable_shards(parent, catalogue)
         covered = {part for shard in kept for part in shard.parts}
         todo = [part for part in catalogue.parts if part.part not in covered]
-        models, encodings = _vectors(_Plan(job, recipe, pin, catalogue, options), parent, todo, sources)
+        plan = _Plan(job, recipe, pin, catalogue, options, base)
+        models, encodings = _vectors(plan, parent, todo, sources)
         plans = plan_shards(todo, encodings.counts, recipe.shard_rows, models.encodings, models.quantizer)
         pin.keep(*(f"shards/{plan.digest}/" for plan in plans), *_model_prefixes(models))
         shards = build_shards(job, plans, encodings.counts)
@@ -91,19 +93,26 @@ def _build(job: Job, recipe: Recipe, sources: Mapping[str, Source], options: Bui
             catalogue=catalogue.number,
             base=base,
             adds=grows,
+            gated=options.action == "build",  # a purge takes images down: no gate may stop that
         )
         return publish(job, proposal)
 
 
-def lineage(gallery: Gallery, recipe: Recipe, newest: int) -> Generation | None:
-    """The newest generation that was built by a recipe of the same digest and is still there."""
+def lineage(gallery: Gallery, digest: str, newest: int, of: str = "recipe_digest") -> Generation | None:
+    """The newest generation, up to `newest`, that was built by the same settings and is still whole.
+
+    Args:
+        digest: of the settings: `Recipe.digest`, or `Recipe.vectors_digest` with `of="vectors_digest"`.
+    """
     for number in sorted((n for n in gallery.generations.numbers() if n <= newest), reverse=True):
-        if gallery.generations.read(number)["recipe_digest"] != recipe.digest:
+        if gallery.generations.read(number)[of] != digest:
             continue
         try:
-            return read_generation(gallery, number)
-        except NotFound:
-            return None
+            generation = read_generation(gallery, number)
+            check_present(gallery, generation)
+        except NotFound:  # it was collected or purged, wholly or in part
+            continue
+        return generation
     return None
 
 
@@ -119,6 +128,7 @@ class _Plan:
     pin: Pin
     catalogue: Catalogue
     options: BuildOptions
+    base: int
 
 
 def _vectors(
@@ -135,18 +145,33 @@ def _vectors(
     plan.pin.keep(f"features/{features}/")
     catalogue = plan.catalogue
     missing = Catalogue(catalogue.number, catalogue.sources, tuple(todo), catalogue.deleted)
-    needed = {part.source: sources[part.source] for part in todo}
-    extract(job, missing, recipe.features, needed, plan.options.max_rejects)
-    if parent is not None:
-        encoder, projection = parent.models.encoder, parent.models.projection
-    else:
-        encoder, projection = _fit_encoder(plan, live, features)
-    assert encoder is not None
+    needed = {name: sources[name] for name in {part.source for part in todo}}
+    extract(job, missing, recipe.features, needed, plan.options.max_rejects, _published_outcomes(parent))
+    encoder, projection = _encoder(plan, parent, live, features)
     plan.pin.keep(f"encodings/{encodings_digest(features, encoder, projection)}/")
     encodings = encode(job, todo, features, encoder, projection)
     plan.pin.keep_alive()
     quantizer = parent.models.quantizer if parent else _fit_quantizer(plan, live, encodings)
     return Models(features, encoder, projection, encodings.digest, quantizer), encodings
+
+
+def _published_outcomes(parent: Generation | None) -> dict[str, int]:
+    """What became of the images that are published already; rejects of any kind as one."""
+    if parent is None:
+        return {}
+    return {"ok": parent.counts["live"], "rejected before": parent.counts["rejected"]}
+
+
+def _encoder(plan: _Plan, parent: Generation | None, live: LiveRows, features: str) -> tuple[str, str | None]:
+    """The encoder and projection that the gallery has for these settings; fitted if it has none.
+
+    Another quantizer is no reason to fit them again, nor to encode again.
+    """
+    if parent is None and not plan.options.refit:
+        parent = lineage(plan.job.gallery, plan.recipe.vectors_digest, plan.base, of="vectors_digest")
+    if parent is not None and parent.models.encoder is not None:
+        return parent.models.encoder, parent.models.projection
+    return _fit_encoder(plan, live, features)
 
 
 def _fit_encoder(plan: _Plan, live: LiveRows, features: str) -> tuple[str, str | None]:
@@ -168,7 +193,8 @@ def _fit_encoder(plan: _Plan, live: LiveRows, features: str) -> tuple[str, str |
 
 
 def _fit_quantizer(plan: _Plan, live: LiveRows, encodings: EncodingSet) -> str:
-    work = _work(plan, "quantizer", plan.recipe.quantizer.model_dump(mode="json"), encodings.digest)
+    settings = plan.recipe.quantizer.model_dump(mode="json")
+    work = _work(plan, "quantizer", settings, encodings.digest)
     quantizer = _recall(plan, work) or fit_gallery_quantizer(
         plan.job, plan.catalogue, live, encodings, plan.recipe
     )

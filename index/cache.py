@@ -6,6 +6,7 @@ put in place by a rename, so that readers see whole files only. Any file may be 
 
 import os
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,10 +28,12 @@ class Cache:
         try:
             data = file.read_bytes()
             check_object(data, ref, store)
-            os.utime(file)
-            return data
-        except (FileNotFoundError, Corrupt):
+        except (OSError, Corrupt):  # not here, not ours to read, or not what it was
             pass
+        else:
+            with suppress(OSError):  # somebody else's file in a shared cache
+                os.utime(file)
+            return data
         data = store.read(ref.name)
         check_object(data, ref, store)
         self._put(file, data)
@@ -45,7 +48,8 @@ class Cache:
             temporary.replace(file)
             self._shrink()
         except OSError:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
     def _shrink(self) -> None:
         files = [(path.stat(), path) for path in self.folder.glob("??/*") if path.is_file()]

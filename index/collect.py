@@ -1,20 +1,25 @@
 """Garbage collection: removes what nothing needs and nobody may be about to need.
 
-Kept are all commits, what the newest catalogue and the newest generations name, what pins name, and
-everything younger than the grace period. See `index.pins` for why a build in progress loses nothing.
+Kept are all commits, what the newest catalogue and the newest generations name, what pins name, features that
+no generation was built from yet, and everything younger than the grace period. See `index.pins` for why a
+build in progress loses nothing.
 """
 
 import time
 from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from index.generation import read_generation
 from index.pins import COLLECT_LEASE_S, Pin, collection_lease, live_pins, read_pins
-from index.reach import objects_of_catalogue, objects_of_generation, objects_of_parts, readable_generations
-from ingest.catalogue import read_catalogue
-from ingest.errors import Unavailable
-from ingest.gallery import Gallery
+from index.reach import objects_of_catalogue, objects_of_generation, objects_of_parts
+from ingest.catalogue import Catalogue, read_catalogue
+from ingest.errors import NotFound, Unavailable
+from ingest.gallery import Gallery, features_path
 from ingest.store import ObjectInfo
 
+DELETERS = 16  # objects deleted at once
 # Manifests first: a generation is then gone as a whole, whenever a collection is stopped.
 COLLECTED_FOLDERS = ("manifests", "shards", "encodings", "features", "models", "parts")
 DEFAULT_GRACE_S = 24 * 3600.0
@@ -45,51 +50,96 @@ def collect(
         Unavailable: the lease could not be renewed in time; run again.
     """
     report = CollectReport(dry_run=dry_run)
+    # Listed before the lease: what is written or named from now on is no candidate, or is seen as needed.
+    candidates = [info for folder in COLLECTED_FOLDERS for info in gallery.store.listing(folder)]
+    candidates += gallery.store.unfinished()
+    # What a probe left that was stopped while it tried the store out.
+    candidates += [info for info in gallery.store.listing("pins") if not info.path.endswith(".json")]
+    oldest = time.time() - grace_s
     with collection_lease(gallery) as lease:
-        candidates = [info for folder in COLLECTED_FOLDERS for info in gallery.store.listing(folder)]
-        candidates += gallery.store.unfinished()
-        # What a probe left that was stopped while it tried the store out.
-        candidates += [info for info in gallery.store.listing("pins") if not info.path.endswith(".json")]
-        needed, prefixes = _needed(gallery, lease, max(1, keep))
-        oldest = time.time() - grace_s
+        needed = _needed(gallery, lease, max(1, keep), oldest)
+        doomed = []
         for info in candidates:
-            if info.path in needed or info.path.startswith(prefixes):
+            if needed.has(info.path):
                 report.kept += 1
             elif info.modified > oldest:
                 report.kept_young += 1
             else:
-                _remove(gallery, lease, info, report)
-        for path in _expired_pins(gallery, grace_s):
-            _remove(gallery, lease, ObjectInfo(path, 0, 0.0), report)
+                doomed.append(info)
+        doomed += [ObjectInfo(path, 0, 0.0) for path in _expired_pins(gallery, grace_s)]
+        _remove(gallery, lease, doomed, report)
     return report
 
 
-def _needed(gallery: Gallery, lease: Pin, keep: int) -> tuple[set[str], tuple[str, ...]]:
-    """Objects by path, and folders by prefix, that must stay. Read after the candidates were listed."""
+@dataclass
+class _Needed:
+    """What must stay: objects by path, folders by prefix, features and vectors that await a first build."""
+
+    paths: set[str] = field(default_factory=set)
+    prefixes: tuple[str, ...] = ()
+    parts: set[str] = field(default_factory=set)  # of the newest catalogue
+    built: set[str] = field(default_factory=set)  # digests of features and encodings that were built from
+
+    def has(self, path: str) -> bool:
+        if path in self.paths or path.startswith(self.prefixes):
+            return True
+        folder, _, rest = path.partition("/")
+        if folder not in ("features", "encodings"):
+            return False
+        digest, _, name = rest.partition("/")
+        part = name.partition(".")[0]
+        # A blob stays with its table; what no generation was built from yet is work, not garbage.
+        awaits = digest not in self.built and part in self.parts
+        return awaits or (features_path(digest, part) in self.paths and folder == "features")
+
+
+def _needed(gallery: Gallery, lease: Pin, keep: int, oldest: float) -> _Needed:
+    """Read after the candidates were listed and the lease was taken."""
     pins = live_pins(gallery).values()
-    numbers = gallery.generations.numbers()[-keep:]
+    catalogue = read_catalogue(gallery)
+    needed = _Needed(
+        paths=objects_of_catalogue(gallery, catalogue),
+        prefixes=tuple(sorted({prefix for pin in pins for prefix in pin["prefixes"]})),
+        parts=set(catalogue.position),
+    )
+    numbers = gallery.generations.numbers()
+    young = {
+        int(info.path[-13:-5]) for info in gallery.store.listing("generations") if info.modified > oldest
+    }
     pinned = {number for pin in pins for number in pin["generations"]}
-    newest = gallery.catalogue.newest()
-    needed = objects_of_catalogue(gallery, newest)
-    catalogue = read_catalogue(gallery, newest)
-    for generation in readable_generations(gallery, sorted(pinned.union(numbers))):
+    for number in numbers:
         _renew(lease)
-        needed |= objects_of_generation(gallery, generation)
-        needed |= objects_of_parts(generation, catalogue)  # what an ingest extracted for the next build
-    return needed, tuple(sorted({prefix for pin in pins for prefix in pin["prefixes"]}))
+        models = gallery.generations.read(number)["models"]
+        needed.built |= {models["features"], models["encodings"]}
+        if number in pinned | young or number in numbers[-keep:]:
+            needed.paths |= _objects(gallery, number, catalogue)
+    return needed
+
+
+def _objects(gallery: Gallery, number: int, newest: Catalogue) -> set[str]:
+    """What a generation names, and what its models made for the next build; nothing if it was collected."""
+    try:
+        generation = read_generation(gallery, number)
+        return objects_of_generation(gallery, generation) | objects_of_parts(generation, newest)
+    except NotFound:
+        return set()
+
+
+def _remove(gallery: Gallery, lease: Pin, doomed: Sequence[ObjectInfo], report: CollectReport) -> None:
+    """Deletes in the given order, some at once."""
+    with ThreadPoolExecutor(DELETERS) as pool:
+        for start in range(0, len(doomed), DELETERS):
+            batch = doomed[start : start + DELETERS]
+            if not report.dry_run:
+                _renew(lease)
+                list(pool.map(lambda info: gallery.store.delete(info.path), batch))
+            report.removed.update(info.path.partition("/")[0] for info in batch)
+            report.removed_bytes += sum(info.size for info in batch)
 
 
 def _expired_pins(gallery: Gallery, grace_s: float) -> list[str]:
     now = time.time()
     return [path for path, pin in read_pins(gallery).items() if pin["expires"] + grace_s < now]
-
-
-def _remove(gallery: Gallery, lease: Pin, info: ObjectInfo, report: CollectReport) -> None:
-    if not report.dry_run:
-        _renew(lease)
-        gallery.store.delete(info.path)
-    report.removed[info.path.partition("/")[0]] += 1
-    report.removed_bytes += info.size
 
 
 def _renew(lease: Pin) -> None:

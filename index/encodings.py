@@ -129,7 +129,9 @@ def write_encodings(
 ) -> ObjectRef:
     """Writes the vectors of a part, unless they are there."""
     flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
-    column = pa.FixedSizeListArray.from_arrays(flat, max(1, vectors.shape[1]))
+    # `element` is what Parquet calls it: a table that was read and is written again gives the same bytes.
+    kind = pa.list_(pa.field("element", pa.float32()), max(1, vectors.shape[1]))
+    column = pa.FixedSizeListArray.from_arrays(flat, type=kind)
     table = pa.table(
         {"row": pa.array(rows, pa.int32()), "image_id": pa.array(ids, pa.int64()), "vector": column}
     )

@@ -116,6 +116,7 @@ def commit(gallery: Gallery, generation: Generation) -> bool:
         "action": generation.action,
         "recipe": generation.recipe.model_dump(mode="json"),
         "recipe_digest": generation.recipe.digest,
+        "vectors_digest": generation.recipe.vectors_digest,
         "models": asdict(generation.models),
         "catalogue": generation.catalogue,
         "deletions": generation.deletions,
@@ -154,12 +155,25 @@ def read_generation(gallery: Gallery, number: int | None = None) -> Generation:
         ) from error
     return Generation(
         number=number,
-        recipe=Recipe.model_validate(record["recipe"]),
+        recipe=_recipe(record["recipe"], number),
         models=Models(**record["models"]),
         shards=shards,
         masks=masks,
         **{name: record[name] for name in _PLAIN},
     )
+
+
+def _recipe(settings: dict[str, Any], number: int) -> Recipe:
+    from pydantic import ValidationError
+
+    try:
+        return Recipe.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadInput(
+            f"generation {number} was built by a recipe that this Reseen does not know ({first['msg']} at "
+            f"{first['loc']}): install the version that built it, or a newer one"
+        ) from error
 
 
 _PLAIN = ("action", "catalogue", "deletions", "counts", "gate", "versions", "parent", "manifests", "writer")

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 CODE_VALUES = 256  # one byte a sub-vector: fewer vectors than this cannot train it
 LEAST_A_LIST = 39  # faiss's own least number of training vectors a centroid
+# Below, one list: it is read in a millisecond, and centroids fitted on few vectors cost precision (mAP .889
+# with one list, .877 with 14, of 564 photographs).
+FEW_VECTORS = 10_000
 _OPQ_SAMPLE = 16_384
 
 
@@ -30,7 +33,8 @@ class IvfadcSettings(BaseModel):
     kind: Literal["ivfadc"] = "ivfadc"
     lists: int | Literal["auto"] = Field(
         default="auto",
-        description="inverted lists; auto is 4 sqrt(n) for n vectors fitted on. Never more than n / 39. A "
+        description="inverted lists; auto is 4 sqrt(n) for n vectors fitted on, and 1 below 10,000. Never "
+        "more than n / 39. A "
         "query reads nprobe / lists of the codes",
     )
     code_bytes: int = Field(
@@ -107,7 +111,7 @@ def train_ivfadc(
 def _lists(n: int, settings: IvfadcSettings) -> tuple[int, tuple[str, ...]]:
     most = n // LEAST_A_LIST
     if settings.lists == "auto":
-        return max(1, min(4 * math.isqrt(n), most)), ()
+        return (1 if n < FEW_VECTORS else min(4 * math.isqrt(n), most)), ()
     if settings.lists < 1:
         raise BadInput(f"lists is {settings.lists}: set it to auto or at least 1")
     if settings.lists <= most:

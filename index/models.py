@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from ingest.errors import Corrupt, NotFound
+from ingest.errors import BadInput, Corrupt, NotFound
 from ingest.gallery import Gallery, model_path
 from ingest.records import DIGEST_LENGTH, canonical_json, digest_of_bytes, sha256
 from ingest.tables import write_object
+
+FORMAT = 1
 
 
 def save_model(gallery: Gallery, kind: str, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> str:
@@ -27,7 +29,8 @@ def save_model(gallery: Gallery, kind: str, header: dict[str, Any], arrays: dict
     from safetensors.numpy import save
 
     # One key: safetensors does not promise an order of several, and equal models must be equal bytes.
-    data = save(arrays, metadata={"reseen": canonical_json({**header, "kind": kind}).decode()})
+    stated = {**header, "kind": kind, "format": FORMAT}
+    data = save(arrays, metadata={"reseen": canonical_json(stated).decode()})
     digest = digest_of_bytes(data)
     write_object(gallery.store, model_path(digest), data)
     return digest
@@ -57,6 +60,11 @@ def load_model(gallery: Gallery, digest: str, kind: str) -> tuple[dict[str, Any]
     header = _header(data)
     if header.get("kind") != kind:
         raise Corrupt(f"{gallery.store.where(path)} is a model of kind {header.get('kind')}, not {kind}")
+    if header.get("format") != FORMAT:
+        raise BadInput(
+            f"{gallery.store.where(path)} has format {header.get('format')} and this Reseen reads {FORMAT}: "
+            "install the version that wrote it, or fit anew with reseen build --refit"
+        )
     return header, load(data)
 
 

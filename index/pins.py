@@ -8,13 +8,14 @@ Pins are the only objects that are ever rewritten.
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from ingest.errors import Corrupt, NotFound
 from ingest.gallery import Gallery
+from ingest.progress import Progress, Stage
 from ingest.records import seal, unseal
 
 BUILD_LEASE_S = 24 * 3600.0  # a build that was killed keeps its work this long
@@ -26,7 +27,7 @@ class Pin:
     """One pin, held by this process.
 
     Attributes:
-        kind: `build`, `read`, `tag` or `collect`.
+        kind: `build` or `collect`.
         prefixes: folders and objects that must stay.
         generations: published generations that must stay, with all that they name.
         fits: digests of models by the digest of the work that fitted them, for the next run to resume.
@@ -57,11 +58,23 @@ class Pin:
         }
         self.gallery.store.replace(self.path, seal(record))
 
-    def keep(self, *prefixes: str) -> None:
-        """Adds folders or objects that must stay; on the store before this returns."""
-        if not self.prefixes.issuperset(prefixes):
+    def keep(self, *prefixes: str, generations: Iterable[int] = ()) -> None:
+        """Adds folders, objects or generations that must stay, and waits for the end of a collection.
+
+        What a collection that did not see the names removes is removed before this returns: what is there
+        afterwards stays.
+        """
+        if not (self.prefixes.issuperset(prefixes) and self.generations.issuperset(generations)):
             self.prefixes.update(prefixes)
+            self.generations.update(generations)
             self.save()
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns when no collection is running that may have looked before this pin was saved."""
+        while collecting(self.gallery):
+            time.sleep(0.2)
+            self.keep_alive()
 
     def keep_alive(self) -> None:
         """Renews the lease once a quarter of it has passed; cheap to call often."""
@@ -73,18 +86,47 @@ class Pin:
 
 
 @contextmanager
-def hold(gallery: Gallery, *prefixes: str, sleep: Callable[[float], None] = time.sleep) -> Iterator[Pin]:
-    """A build's pin for a `with` statement; waits while a collection is running.
+def hold(gallery: Gallery, *prefixes: str, resumes: bool = False) -> Iterator[Pin]:
+    """A pin for a `with` statement; waits while a collection is running.
 
-    It is released when the work ends well. A build that fails or is stopped leaves its pin, and with it
-    its work, to the next run, until the lease ends.
+    Args:
+        resumes: what fails leaves its pin, and with it its work and its fits, to the next run, until the
+            lease ends. A process that is stopped always does.
     """
     pin = Pin(gallery, "build", BUILD_LEASE_S, prefixes=set(prefixes))
     pin.save()
-    while collecting(gallery):
-        sleep(0.2)
-    yield pin
+    pin.wait()
+    try:
+        yield pin
+    except Exception:
+        if not resumes:
+            pin.release()
+        raise
     pin.release()
+
+
+class Renewing:
+    """Progress that keeps a pin alive: a stage may take days, and a pin's lease ends."""
+
+    def __init__(self, progress: Progress, pin: Pin) -> None:
+        self.progress = progress
+        self.pin = pin
+
+    @contextmanager
+    def stage(self, name: str, total: int | None, unit: str = "images") -> Iterator[Stage]:
+        self.pin.keep_alive()
+        with self.progress.stage(name, total, unit) as stage:
+            yield _RenewingStage(stage, self.pin)
+
+
+@dataclass(frozen=True)
+class _RenewingStage:
+    inner: Stage
+    pin: Pin
+
+    def advance(self, n: int = 1, rejects: int = 0) -> None:
+        self.inner.advance(n, rejects)
+        self.pin.keep_alive()
 
 
 def collecting(gallery: Gallery) -> bool:

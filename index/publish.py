@@ -4,8 +4,10 @@ Additions (shards, masks) are united with the winner's and checked again. What r
 (a rebuild, a rollback) does not unite: it reports the conflict. No publisher's images vanish.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pyarrow as pa
 
 from index.gate import check_gate
@@ -19,6 +21,8 @@ from ingest.gallery import Gallery
 from ingest.job import Job
 from ingest.tables import read_manifest, read_table
 
+_TRIES = 1000  # lost races before a publisher gives up
+
 
 @dataclass(frozen=True)
 class Proposal:
@@ -31,6 +35,9 @@ class Proposal:
         base: the newest generation that the publisher saw; 0 for none.
         adds: whether it unites with what others publish meanwhile.
         gated: whether it is searched before publishing; taking images down never waits for that.
+        gate: figures to carry along where it is not.
+        fences: published even if it changes nothing: whoever composed earlier then loses the race for the
+            number, and composes again on what is true now.
     """
 
     action: str
@@ -42,6 +49,7 @@ class Proposal:
     adds: bool
     gated: bool = True
     gate: dict[str, object] = field(default_factory=dict)
+    fences: bool = False
 
 
 def newest_generation(gallery: Gallery) -> Generation | None:
@@ -62,24 +70,24 @@ def publish(job: Job, proposal: Proposal) -> Generation:
         NotFound: something that the generation would name is gone.
     """
     publisher = _Publisher(job)
-    for _ in range(1000):
+    for _ in range(_TRIES):
         newest = newest_generation(job.gallery)
         candidate = publisher.compose(newest, proposal)
-        if newest is not None and _same_content(newest, candidate):
+        if newest is not None and not proposal.fences and publisher.same_content(newest, candidate):
             return newest
         if proposal.gated:
             candidate = replace(candidate, gate=publisher.gate(candidate))
+        if publisher.deletions_changed(candidate):  # the gate may have taken hours
+            continue
         candidate = write_manifests(job.gallery, candidate)
         check_present(job.gallery, candidate)
-        if commit(job.gallery, candidate):
-            return read_generation(job.gallery, candidate.number)
+        if not commit(job.gallery, candidate):
+            continue
+        if publisher.deletions_changed(candidate):
+            # A takedown that had no generation to publish on, or is about to publish: do it for it.
+            return republish(job, "delete")
+        return read_generation(job.gallery, candidate.number)
     raise Conflict(f"{job.gallery.store.url} changes faster than this publisher can follow; run again later")
-
-
-def _same_content(newest: Generation, candidate: Generation) -> bool:
-    fields = ("recipe", "models", "catalogue", "shards")
-    same = all(getattr(newest, name) == getattr(candidate, name) for name in fields)
-    return same and _mask_bytes(newest) == _mask_bytes(candidate)
 
 
 def _mask_bytes(generation: Generation) -> dict[str, bytes]:
@@ -100,8 +108,7 @@ class _Publisher:
         url = self.job.gallery.store.url
         shards, catalogue = unite(newest, proposal, url)
         deletions = max(self.job.gallery.catalogue.newest(), catalogue)
-        covered = {part for shard in shards for part in shard.parts}
-        _check_covers(covered, self.catalogue(catalogue), self.catalogue(deletions), url)
+        _check_covers(shards, newest, self.catalogue(catalogue), self.catalogue(deletions), url)
         live = self.live_rows(catalogue, deletions)
         masks = compute_masks(
             shards, [self.table(shard) for shard in shards], live, self.catalogue(catalogue).position
@@ -127,6 +134,18 @@ class _Publisher:
             versions=library_versions(),
             parent=newest.number if newest else 0,
         )
+
+    def same_content(self, newest: Generation, candidate: Generation) -> bool:
+        """Whether publishing the candidate would change nothing that a search can tell."""
+        if any(getattr(newest, name) != getattr(candidate, name) for name in ("recipe", "models", "shards")):
+            return False
+        parts = (self.catalogue(generation.catalogue).parts for generation in (newest, candidate))
+        return next(parts) == next(parts) and _mask_bytes(newest) == _mask_bytes(candidate)
+
+    def deletions_changed(self, candidate: Generation) -> bool:
+        """Whether images were taken down or restored since the candidate was composed."""
+        newest = self.catalogue(self.job.gallery.catalogue.newest())
+        return not np.array_equal(newest.deleted, self.catalogue(candidate.deletions).deleted)
 
     def gate(self, candidate: Generation) -> dict[str, object]:
         return check_gate(
@@ -185,16 +204,55 @@ def unite(newest: Generation | None, proposal: Proposal, url: str) -> tuple[tupl
     return proposal.shards, proposal.catalogue
 
 
-def _check_covers(covered: set[str], wanted: Catalogue, newest: Catalogue, url: str) -> None:
-    """`Conflict` unless the shards cover the wanted catalogue, and nothing that was purged."""
-    missing = wanted.position.keys() - covered
+def _check_covers(
+    shards: Sequence[Shard], newest: Generation | None, wanted: Catalogue, current: Catalogue, url: str
+) -> None:
+    """`Conflict` unless the shards cover the wanted catalogue, and none is brought back that a purge took.
+
+    Shards of the newest generation may stay until the purge has published: their retired parts are masked.
+    """
+    missing = wanted.position.keys() - {part for shard in shards for part in shard.parts}
     if missing:
-        raise Conflict(f"{url} was rolled back meanwhile: {len(missing)} parts would be missing; run again")
-    purged = covered - newest.position.keys()
+        raise Conflict(f"{url} was rolled back or purged meanwhile: {len(missing)} parts would be missing")
+    had = {shard.shard for shard in newest.shards} if newest else set()
+    purged = {part for shard in shards if shard.shard not in had for part in shard.parts}
+    purged -= current.position.keys()
     if purged:
         raise Conflict(
             f"{len(purged)} parts of {url} were replaced by a purge: what holds them cannot be published"
         )
+
+
+def republish(job: Job, action: str) -> Generation:
+    """Publishes the newest generation again, with the masks of the newest deletion list.
+
+    It is a fence (see `Proposal`), and never gives up for others that publish meanwhile.
+
+    Raises:
+        NotFound: there is no generation.
+    """
+    for _ in range(_TRIES):
+        newest = read_generation(job.gallery)
+        try:
+            return publish(job, replace(same_shards(action, newest), adds=True, shards=(), fences=True))
+        except Conflict:
+            continue
+    raise Conflict(f"{job.gallery.store.url} changes faster than {action} can follow; run again later")
+
+
+def same_shards(action: str, generation: Generation) -> Proposal:
+    """A proposal of a generation's contents as they are; no gate, for it has passed one."""
+    return Proposal(
+        action=action,
+        recipe=generation.recipe,
+        models=generation.models,
+        shards=generation.shards,
+        catalogue=generation.catalogue,
+        base=generation.number,
+        adds=False,
+        gated=False,
+        gate=dict(generation.gate),
+    )
 
 
 def check_present(gallery: Gallery, generation: Generation) -> None:

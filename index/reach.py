@@ -1,11 +1,8 @@
 """What a generation or a catalogue names: the objects that must be there for it to be used."""
 
-from collections.abc import Iterable
-
-from index.generation import Generation, read_generation
+from index.generation import Generation
 from ingest.catalogue import Catalogue, read_catalogue
-from ingest.errors import NotFound
-from ingest.gallery import Gallery, blob_path, encodings_path, features_path, model_path
+from ingest.gallery import Gallery, encodings_path, features_path, model_path
 from ingest.tables import manifest_path
 
 
@@ -15,21 +12,19 @@ def objects_of_generation(gallery: Gallery, generation: Generation) -> set[str]:
     for shard in generation.shards:
         named.update((shard.index.name, shard.rows.name))
     named.update(model_path(digest) for digest in generation.models.fitted.values())
-    named |= objects_of_catalogue(gallery, generation.catalogue)
-    if generation.deletions != generation.catalogue:
-        named |= manifests_of_catalogue(gallery, generation.deletions)
     catalogue = read_catalogue(gallery, generation.catalogue)
+    named |= objects_of_catalogue(gallery, catalogue)
+    named |= manifests_of_catalogue(gallery, generation.deletions)
     return named | objects_of_parts(generation, catalogue)
 
 
 def objects_of_parts(generation: Generation, catalogue: Catalogue) -> set[str]:
-    """The features and vectors of a catalogue's parts by a generation's models."""
+    """The features and vectors of a catalogue's parts by a generation's models. Blobs go with tables."""
     named = set()
     for part in catalogue.parts:
         named.add(encodings_path(generation.models.encodings, part.part))
         if generation.models.features is not None:
             named.add(features_path(generation.models.features, part.part))
-            named.add(blob_path(generation.models.features, part.part))
     return named
 
 
@@ -41,20 +36,8 @@ def manifests_of_catalogue(gallery: Gallery, number: int) -> set[str]:
     return {manifest_path(record[name]) for name in ("parts", "deleted") if record[name] is not None}
 
 
-def objects_of_catalogue(gallery: Gallery, number: int) -> set[str]:
+def objects_of_catalogue(gallery: Gallery, catalogue: Catalogue) -> set[str]:
     """The manifests of a commit of the catalogue, its parts, and the vectors that came ready-made."""
-    parts = read_catalogue(gallery, number).parts
-    named = {part.ref.name for part in parts}
-    named |= {encodings_path(part.ready_made, part.part) for part in parts if part.ready_made}
-    return manifests_of_catalogue(gallery, number) | named
-
-
-def readable_generations(gallery: Gallery, numbers: Iterable[int]) -> list[Generation]:
-    """Those of some generations that were neither collected nor purged."""
-    found = []
-    for number in numbers:
-        try:
-            found.append(read_generation(gallery, number))
-        except NotFound:
-            continue
-    return found
+    named = {part.ref.name for part in catalogue.parts}
+    named |= {encodings_path(part.ready_made, part.part) for part in catalogue.parts if part.ready_made}
+    return manifests_of_catalogue(gallery, catalogue.number) | named

@@ -14,18 +14,18 @@ from ingest.catalogue import (
     Catalogue,
     PartRef,
     all_rows,
-    commit_catalogue,
     read_catalogue,
 )
-from ingest.errors import BadInput
+from ingest.errors import BadInput, Conflict
 from ingest.gallery import Gallery, follow, part_path
 from ingest.job import Job
-from ingest.parts import ListingReport, part_table
+from ingest.parts import ListingReport, TakenDownMeanwhile, check_source, commit_parts, part_table
 from ingest.records import DIGEST_LENGTH, digest_of, encode_key, image_identity, sha256
 from ingest.sources import VectorSource
 from ingest.tables import ObjectRef, encode_table, write_object
 
 ROWS_OF_A_PART = 16_384
+_REREADINGS = 20
 
 
 def ready_made_digest(dim: int) -> str:
@@ -46,25 +46,47 @@ def ingest_vectors(job: Job, source: VectorSource, moved: bool = False) -> Listi
     Raises:
         BadInput: the gallery holds vectors of another dimension or images, or the file is unusable.
     """
+    for _ in range(_REREADINGS):
+        try:
+            return _read_once(job, source, moved)
+        except TakenDownMeanwhile:
+            continue
+    raise Conflict(f"{job.gallery.store.url} changes faster than {source.name} can be read; run again later")
+
+
+def _read_once(job: Job, source: VectorSource, moved: bool) -> ListingReport:
     gallery = job.gallery
     catalogue, in_force = follow(gallery, lambda: _in_force(gallery))
-    _check(gallery, catalogue, source, moved)
-    report = ListingReport()
+    check_source(catalogue, source.name, source.url, moved)
     starts = range(0, source.rows, ROWS_OF_A_PART)
-    parts = []
+    written: list[_Written] = []
     with job.progress.stage(f"read {source.name}", source.rows, "vectors") as stage:
-        for written in job.engine.map(VectorWorker(gallery, source, catalogue.deleted), starts):
-            if written is not None:
-                parts.append(written)
-                stage.advance(written[0].ref.rows)
-    ordered = [part for part, _ in sorted(parts, key=lambda pair: pair[1])]
-    fresh = [part for part in ordered if part.part not in in_force]
-    report.new = sum(part.ref.rows for part in fresh)
-    report.unchanged = sum(part.ref.rows for part in ordered) - report.new
-    report.deleted = source.rows - report.new - report.unchanged
-    report.parts = len(fresh)
-    commit_catalogue(gallery, lambda newest: newest.with_parts(fresh, source.name, source.url))
-    return report
+        for part in job.engine.map(VectorWorker(gallery, source, catalogue.deleted), starts):
+            written.append(part)
+            stage.advance(len(part.ids))
+    written.sort(key=lambda part: part.start)
+    _check_ids(source, written)
+    parts = [part.ref for part in written if part.ref is not None]
+    fresh = [part for part in parts if part.part not in in_force]
+    new, listed = sum(part.ref.rows for part in fresh), sum(part.ref.rows for part in parts)
+    ids = np.concatenate([part.ids for part in written]) if written else np.empty(0, np.int64)
+    kept = np.setdiff1d(ids, catalogue.deleted)
+    commit_parts(gallery, fresh, kept, source.name, source.url, moved)
+    return ListingReport(new=new, unchanged=listed - new, deleted=source.rows - listed, parts=len(fresh))
+
+
+def _check_ids(source: VectorSource, written: Sequence["_Written"]) -> None:
+    """`BadInput` if two rows have one id: the same key twice, or two keys that collide."""
+    ids = np.concatenate([part.ids for part in written]) if written else np.empty(0, np.int64)
+    order = np.argsort(ids, kind="stable")
+    twice = np.flatnonzero(ids[order][1:] == ids[order][:-1])
+    if len(twice):
+        one, other = (int(row) for row in order[twice[0] : twice[0] + 2])
+        (first,), (second,) = source.keys(one, one + 1), source.keys(other, other + 1)
+        raise BadInput(
+            f"{source.url}: rows {one} and {other} have the same id (keys {first!r} and {second!r}); give "
+            "every row a key of its own"
+        )
 
 
 def _in_force(gallery: Gallery) -> tuple[Catalogue, set[str]]:
@@ -76,18 +98,13 @@ def _in_force(gallery: Gallery) -> tuple[Catalogue, set[str]]:
     return catalogue, {part.part for part, count in pairs if count == part.ref.rows}
 
 
-def _check(gallery: Gallery, catalogue: Catalogue, source: VectorSource, moved: bool) -> None:
-    url = catalogue.sources.get(source.name, source.url)
-    if url != source.url and not moved:
-        raise BadInput(
-            f"the gallery has a source {source.name!r} at {url}, and this one is at {source.url}: give it "
-            "another name (OTHER=vectors:PATH), or say --moved if it is the same file in a new place"
-        )
-    if {part.ready_made for part in catalogue.parts} - {ready_made_digest(source.dim)}:
-        raise BadInput(
-            f"the gallery at {gallery.store.url} holds images, or vectors of another dimension than "
-            f"{source.dim}: put these vectors into a gallery of their own"
-        )
+@dataclass(frozen=True)
+class _Written:
+    """What a run of rows became: its part, if any of its vectors is not deleted, and the ids of all."""
+
+    start: int
+    ref: PartRef | None
+    ids: Int64[np.ndarray, " n"]
 
 
 @dataclass(frozen=True)
@@ -101,33 +118,35 @@ class VectorWorker:
     def start(self) -> "VectorWorker":
         return self
 
-    def __call__(self, start: int) -> tuple[PartRef, int] | None:
+    def __call__(self, start: int) -> _Written:
         stop = min(start + ROWS_OF_A_PART, self.source.rows)
-        rows = [self._row(key, self.source.dim * 4) for key in self.source.keys(start, stop)]
+        rows = self._rows(self.source.keys(start, stop))
         for row, metadata in zip(rows, self.source.metadata(start, stop), strict=True):
             row.update({METADATA_PREFIX + name: value for name, value in metadata.items()})
         ids = np.array([row["image_id"] for row in rows], np.int64)
         kept = np.flatnonzero(~np.isin(ids, self.deleted))
         if not len(kept):
-            return None
+            return _Written(start, None, ids)
         vectors = l2_normalised(self.source.read(start, stop)[kept])
         data = encode_table(part_table([rows[row] for row in kept]))
         name, encodings = ready_made_name(data, vectors), ready_made_digest(self.source.dim)
         numbers = np.arange(len(kept), dtype=np.int32)
         write_encodings(self.gallery, encodings, name, numbers, ids[kept], vectors)
         ref = write_object(self.gallery.store, part_path(name), data, len(kept))
-        return PartRef(name, self.source.name, ref, vectors.nbytes, encodings), start
+        return _Written(start, PartRef(name, self.source.name, ref, encodings), ids)
 
-    def _row(self, key: str, size: int) -> dict[str, Any]:
-        image_id, check = image_identity(self.source.name, key)
-        return {
-            "image_id": image_id,
-            "id_check": check,
-            "key": encode_key(key),
-            "size": size,
-            "version": self.source.version,
-            "version_digest": int(sha256(self.source.version.encode())[:16], 16) >> 1,
+    def _rows(self, keys: Sequence[str]) -> list[dict[str, Any]]:
+        version = self.source.version
+        same = {
+            "size": self.source.dim * 4,
+            "version": version,
+            "version_digest": int(sha256(version.encode())[:16], 16) >> 1,
         }
+        rows = []
+        for key in keys:
+            image_id, check = image_identity(self.source.name, key)
+            rows.append({"image_id": image_id, "id_check": check, "key": encode_key(key), **same})
+        return rows
 
 
 def ready_made_encodings(gallery: Gallery, parts: Sequence[PartRef]) -> EncodingSet:

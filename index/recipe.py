@@ -77,5 +77,12 @@ class Recipe(BaseModel):
 
     @property
     def digest(self) -> str:
-        """The name of what the recipe computes: its own name, shard size and gate are no part of it."""
-        return digest_of(self.model_dump(mode="json", exclude={"name", "shard_rows", "gate"}))
+        """The name of what the recipe computes; its own name, shard size, gate and nprobe are no part."""
+        computes = self.model_dump(mode="json", exclude={"name", "shard_rows", "gate"})
+        computes["quantizer"].pop("nprobe", None)
+        return digest_of(computes)
+
+    @property
+    def vectors_digest(self) -> str:
+        """The name of what the recipe computes before the quantizer."""
+        return digest_of(self.model_dump(mode="json", include={"features", "encoder", "projection"}))

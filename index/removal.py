@@ -7,7 +7,7 @@ import numpy as np
 
 from index.generation import Generation, read_generation
 from index.pins import hold
-from index.publish import Proposal, newest_generation, publish
+from index.publish import publish, republish, same_shards
 from ingest.catalogue import Catalogue, all_rows, commit_catalogue, read_catalogue
 from ingest.errors import NotFound
 from ingest.gallery import Gallery, follow
@@ -48,6 +48,10 @@ def _change_deletions(
     follow(job.gallery, lambda: _check_known(job.gallery, image_ids))
     with hold(job.gallery, "manifests/"):
         commit_catalogue(job.gallery, change)
+        if action == "restore":  # a purge may have been faster
+            follow(job.gallery, lambda: _check_known(job.gallery, image_ids))
+        if not job.gallery.generations.newest():
+            return None
         return follow(job.gallery, lambda: republish(job, action))
 
 
@@ -58,17 +62,8 @@ def _check_known(gallery: Gallery, image_ids: list[int]) -> None:
         raise NotFound(
             f"{gallery.store.url} has no image {unknown[0]}"
             + (f" (and {len(unknown) - 1} more of those named)" if len(unknown) > 1 else "")
-            + "; ids are what `reseen search --json` prints"
+            + ": it was purged, or never ingested; ids are what `reseen search --json` prints"
         )
-
-
-def republish(job: Job, action: str) -> Generation | None:
-    """Publishes the newest generation's shards with the masks of the newest deletion list."""
-    newest = newest_generation(job.gallery)
-    if newest is None:
-        return None
-    proposal = _same_shards(action, newest)
-    return publish(job, replace(proposal, adds=True, shards=()))
 
 
 def rollback(job: Job, number: int) -> Generation:
@@ -79,23 +74,7 @@ def rollback(job: Job, number: int) -> Generation:
         Conflict: somebody published meanwhile.
     """
     with hold(job.gallery, "manifests/") as pin:
-        pin.generations.add(number)
-        pin.save()
+        pin.keep(generations=[number])
         base = job.gallery.generations.newest()
-        return publish(
-            job, replace(_same_shards("rollback", read_generation(job.gallery, number)), base=base)
-        )
-
-
-def _same_shards(action: str, generation: Generation) -> Proposal:
-    return Proposal(
-        action=action,
-        recipe=generation.recipe,
-        models=generation.models,
-        shards=generation.shards,
-        catalogue=generation.catalogue,
-        base=generation.number,
-        adds=False,
-        gated=False,
-        gate=dict(generation.gate),
-    )
+        old = read_generation(job.gallery, number)
+        return publish(job, replace(same_shards("rollback", old), base=base))

@@ -1,6 +1,6 @@
 """Shards: consecutive parts' vectors in one faiss index, and the table that says which row is which image."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from ingest.errors import Corrupt, NotFound
 from ingest.gallery import Gallery, shard_index_path, shard_rows_path
 from ingest.job import Job
 from ingest.records import digest_of, sha256
-from ingest.tables import ObjectRef, decode_table, read_table, write_object, write_table
+from ingest.tables import ObjectRef, decode_table, write_object, write_table
 
 FORMAT = 1
 
@@ -155,8 +155,3 @@ class _ShardBuilder:
                 digest: Quantizer.from_arrays(load_model(self.gallery, digest, "quantizer")[1])
             }
         return self.quantizers[digest]
-
-
-def read_row_tables(gallery: Gallery, shards: Sequence[Shard]) -> Iterator[pa.Table]:
-    """The row table of each shard, checked: image_id, part, row and `metadata.*`, in the index's order."""
-    return (read_table(gallery.store, shard.rows) for shard in shards)

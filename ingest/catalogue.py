@@ -30,7 +30,6 @@ PARTS_SCHEMA = pa.schema(
         ("rows", pa.int64()),
         ("part", pa.string()),
         ("source", pa.string()),
-        ("bytes", pa.int64()),
         ("ready_made", pa.string()),
     ]
 )
@@ -45,14 +44,12 @@ class PartRef:
 
     Attributes:
         part: its digest; `source`: the name of its source; `ref`: its object.
-        bytes: size of its images.
         ready_made: digest of the vectors that it came with; empty for images.
     """
 
     part: str
     source: str
     ref: ObjectRef
-    bytes: int
     ready_made: str = ""
 
     def __str__(self) -> str:
@@ -132,7 +129,6 @@ def _part_refs(table: pa.Table) -> list[PartRef]:
             row["part"],
             row["source"],
             ObjectRef(row["name"], row["size"], row["sha256"], row["rows"]),
-            row["bytes"],
             row["ready_made"],
         )
         for row in table.to_pylist()
@@ -160,12 +156,14 @@ def commit_catalogue(gallery: Gallery, change: Callable[[Catalogue], Catalogue])
 
 
 def _record(gallery: Gallery, catalogue: Catalogue) -> dict[str, Any]:
+    names = [part.part for part in catalogue.parts]
+    if len(set(names)) < len(names):
+        raise ValueError("a catalogue names every part once")
     parts = [
         {
             **vars(part.ref),
             "part": part.part,
             "source": part.source,
-            "bytes": part.bytes,
             "ready_made": part.ready_made,
         }
         for part in catalogue.parts

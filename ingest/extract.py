@@ -35,24 +35,26 @@ def extract(
     settings: FeatureSettings,
     sources: Mapping[str, Source],
     max_rejects: float = 0.5,
+    before: Mapping[str, int] | None = None,
 ) -> FeatureSet:
     """Features of every part of a catalogue; what is there already is adopted.
 
     Args:
         sources: by the names that the catalogue's parts state.
         max_rejects: share of images without features above which the run stops.
+        before: outcomes of images that are not in these parts, and count in the share all the same.
 
     Raises:
         OverBudget: more than `max_rejects` of the images have no features.
     """
     done: dict[str, PartFeatures] = {}
-    outcomes: Counter[str] = Counter()
+    outcomes: Counter[str] = Counter(before or {})
     worker = ExtractWorker(job.gallery, sources, settings)
     with job.progress.stage("describe", catalogue.rows) as stage:
         for part in job.engine.map(worker, catalogue.parts):
             done[part.part] = part
             outcomes.update(part.outcomes)
-            stage.advance(part.table.rows, rejects=part.rejects)
+            stage.advance(part.rows, rejects=part.rejects)
             if outcomes.total() >= _ENOUGH_TO_JUDGE:
                 _check_rejects(outcomes, max_rejects)
     _check_rejects(outcomes, max_rejects)

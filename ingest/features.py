@@ -1,8 +1,8 @@
 """Extraction: every image of a part is read, decoded and described; the outcome of each is stored.
 
 `features/<digest>/<part>.parquet` has one row for each row of the part. The arrays of the images that are
-`ok` lie one after the other in `<part>.blob`, each as a safetensors record with its own sha256, so that
-one image is one ranged, checked read. The blob is written first: a table that is there is complete.
+`ok` lie one after the other in `<part>.<checksum>.blob`, each as a safetensors record with its own sha256, so
+that one image is one ranged, checked read. The blob is written first: a table that is there is complete.
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ from ingest.outcomes import Outcome, Rejected
 from ingest.records import decode_key, digest_of, sha256
 from ingest.sift import SiftSettings, describe
 from ingest.sources import Source
-from ingest.tables import ObjectRef, decode_table, read_table, write_object, write_table
+from ingest.tables import ObjectRef, decode_table, encode_table, read_table, write_object
 
 FORMAT = 1
 
@@ -81,11 +81,10 @@ def describe_image(image: Decoded, settings: FeatureSettings) -> dict[str, np.nd
 
 @dataclass(frozen=True)
 class PartFeatures:
-    """What extraction wrote for a part: its two objects and the count of rows by outcome."""
+    """What extraction found in a part: its rows, and their count by outcome."""
 
     part: str
-    table: ObjectRef
-    blob: ObjectRef
+    rows: int
     outcomes: Mapping[str, int]
 
     @property
@@ -121,12 +120,14 @@ class _Extractor:
         except NotFound:
             pass
         rows, blob = self._extract(part)
-        blob_ref = write_object(store, blob_path(digest, part.part), blob)
-        table = pa.Table.from_pylist(rows, schema=SCHEMA).replace_schema_metadata(
-            {"blob_sha256": blob_ref.sha256, "blob_size": str(blob_ref.size)}
-        )
-        table_ref = write_table(store, features_path(digest, part.part), table)
-        return PartFeatures(part.part, table_ref, blob_ref, Counter(row["outcome"] for row in rows))
+        checksum = sha256(blob)
+        blob_ref = write_object(store, blob_path(digest, part.part, checksum), blob, checksum=checksum)
+        table = pa.Table.from_pylist(rows, schema=SCHEMA).replace_schema_metadata(blob_metadata(blob_ref))
+        path = features_path(digest, part.part)
+        if not store.create(path, encode_table(table, path)):
+            # Somebody else was first. Outcomes may differ where files came and went: the first table holds.
+            return existing_features(self.job.gallery, digest, part)
+        return PartFeatures(part.part, table.num_rows, Counter(row["outcome"] for row in rows))
 
     def _extract(self, part: PartRef) -> tuple[list[dict[str, Any]], bytes]:
         from safetensors.numpy import save
@@ -180,19 +181,22 @@ def existing_features(gallery: Gallery, features: str, part: PartRef) -> PartFea
     path = features_path(features, part.part)
     data = gallery.store.read(path)
     table = decode_table(data, gallery.store.where(path), name=path)
-    blob = blob_path(features, part.part)
-    stated = table.schema.metadata
-    size = int(stated[b"blob_size"])
+    size = int(table.schema.metadata[b"blob_size"])
+    blob = _blob_of(features, part, table)
     if gallery.store.info(blob).size != size:
         raise Corrupt(
             f"{gallery.store.where(blob)} is damaged: its size is not {size}; restore it from a copy"
         )
-    return PartFeatures(
-        part.part,
-        ObjectRef(path, len(data), sha256(data), table.num_rows),
-        ObjectRef(blob, size, stated[b"blob_sha256"].decode()),
-        Counter(table["outcome"].to_pylist()),
-    )
+    return PartFeatures(part.part, table.num_rows, Counter(table["outcome"].to_pylist()))
+
+
+def blob_metadata(blob: ObjectRef) -> dict[str, str]:
+    """What a table of features says of its blob."""
+    return {"blob_sha256": blob.sha256, "blob_size": str(blob.size)}
+
+
+def _blob_of(features: str, part: PartRef, table: pa.Table) -> str:
+    return blob_path(features, part.part, table.schema.metadata[b"blob_sha256"].decode())
 
 
 def read_features(
@@ -205,8 +209,15 @@ def read_features(
     """
     from safetensors.numpy import load
 
-    path, blob = features_path(features, part.part), blob_path(features, part.part)
-    table = read_table(gallery.store, path).to_pylist()
+    return ((row, load(record)) for row, record in read_records(gallery, features, part, rows))
+
+
+def read_records(
+    gallery: Gallery, features: str, part: PartRef, rows: list[int] | None = None
+) -> Iterator[tuple[int, bytes]]:
+    """As `read_features`, but the records as they are stored."""
+    found = read_table(gallery.store, features_path(features, part.part))
+    table, blob = found.to_pylist(), _blob_of(features, part, found)
     wanted = [row for row in (range(len(table)) if rows is None else rows) if table[row]["outcome"] == "ok"]
     read = _reader(gallery, blob, few=len(wanted) * 4 < len(table))
     for row in wanted:
@@ -216,7 +227,7 @@ def read_features(
                 f"{gallery.store.where(blob)} is damaged at row {row}: it does not match its checksum; "
                 "restore it from a copy"
             )
-        yield row, load(record)
+        yield row, record
 
 
 def _reader(gallery: Gallery, blob: str, few: bool) -> Callable[[int, int], bytes]:

@@ -41,8 +41,10 @@ def features_path(features: str, part: str) -> str:
     return f"features/{features}/{part}.parquet"
 
 
-def blob_path(features: str, part: str) -> str:
-    return f"features/{features}/{part}.blob"
+def blob_path(features: str, part: str, checksum: str) -> str:
+    """A part's arrays. Outcomes may differ between two extractions (a file that vanishes), so the content is
+    part of the name; the table says which blob is its own."""
+    return f"features/{features}/{part}.{checksum[:16]}.blob"
 
 
 def model_path(model: str) -> str:

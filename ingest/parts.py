@@ -4,8 +4,10 @@ A part closes at 1,024 images, or at 32 once its images come to `part_bytes`: sm
 that dies costs seconds, large enough that ten million images are some hundred thousand objects.
 """
 
-from collections import Counter
+from array import array
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,12 +23,15 @@ from ingest.catalogue import (
     commit_catalogue,
     read_catalogue,
 )
-from ingest.errors import BadInput
+from ingest.errors import BadInput, Conflict
 from ingest.gallery import Gallery, follow, part_path
 from ingest.progress import Progress
 from ingest.records import decode_key, digest_of_bytes, encode_key, image_identity, sha256
 from ingest.sources import Listed, Skipped, Source
 from ingest.tables import encode_table, write_object
+
+WRITERS = 8  # small objects written at once
+_RELISTINGS = 20
 
 PART_SCHEMA = pa.schema(
     [
@@ -83,19 +88,65 @@ def ingest_source(
     Raises:
         BadInput: the name is taken by another URL, or two images have one id.
     """
+    for _ in range(_RELISTINGS):
+        try:
+            return _list_once(gallery, source, progress, sizes or PartSizes(), moved)
+        except TakenDownMeanwhile:
+            continue
+    raise Conflict(f"{gallery.store.url} changes faster than {source.name} can be listed; run again later")
+
+
+def _list_once(
+    gallery: Gallery, source: Source, progress: Progress, sizes: PartSizes, moved: bool
+) -> ListingReport:
     catalogue, newest_rows = follow(gallery, lambda: _newest_rows(gallery))
-    _check_source(catalogue, source, moved)
+    check_source(catalogue, source.name, source.url, moved)
     report = ListingReport()
     known = _Known(newest_rows, catalogue)
-    with progress.stage(f"list {source.name}", None) as stage:
-        parts = []
-        for rows in _cut(_fresh(source, known, report), sizes or PartSizes()):
-            parts.append(_write_part(gallery, source.name, rows))
+    with progress.stage(f"list {source.name}", None) as stage, ThreadPoolExecutor(WRITERS) as pool:
+        parts: list[PartRef] = []
+        writing: deque[Future[PartRef]] = deque()
+        for rows in _cut(_fresh(source, known, report), sizes):
+            writing.append(pool.submit(_write_part, gallery, source.name, rows))
+            if len(writing) > 2 * WRITERS:  # the store is slower than the listing: do not pile up
+                parts.append(writing.popleft().result())
             stage.advance(len(rows))
+        parts += [written.result() for written in writing]
     known.check_collisions(source)
     report.parts = len(parts)
-    commit_catalogue(gallery, lambda newest: newest.with_parts(parts, source.name, source.url))
+    commit_parts(gallery, parts, np.array(known.new_ids, np.int64), source.name, source.url, moved)
     return report
+
+
+class TakenDownMeanwhile(Exception):
+    """An image of new parts was put on the deletion list after the listing: list again, without it.
+
+    The parts must not be committed: a purge may have deleted them already, and would not come back.
+    """
+
+
+def commit_parts(
+    gallery: Gallery, parts: list[PartRef], image_ids: np.ndarray, source: str, url: str, moved: bool
+) -> Catalogue:
+    """Commits a catalogue with new parts of a source; what was true of the listing is checked again.
+
+    Args:
+        image_ids: of all rows of the parts.
+    """
+
+    def change(newest: Catalogue) -> Catalogue:
+        check_source(newest, source, url, moved)
+        if np.isin(image_ids, newest.deleted).any():
+            raise TakenDownMeanwhile
+        kinds = {part.ready_made for part in (*newest.parts, *parts)}
+        if len(kinds) > 1:
+            raise BadInput(
+                f"{gallery.store.url} holds images, or vectors of another dimension, and {url} does not fit: "
+                "put it into a gallery of its own"
+            )
+        return newest.with_parts(parts, source, url)
+
+    return commit_catalogue(gallery, change)
 
 
 def _newest_rows(gallery: Gallery) -> tuple[Catalogue, LiveRows]:
@@ -103,12 +154,13 @@ def _newest_rows(gallery: Gallery) -> tuple[Catalogue, LiveRows]:
     return catalogue, all_rows(gallery, catalogue)
 
 
-def _check_source(catalogue: Catalogue, source: Source, moved: bool) -> None:
-    url = catalogue.sources.get(source.name, source.url)
-    if url != source.url and not moved:
+def check_source(catalogue: Catalogue, name: str, url: str, moved: bool) -> None:
+    """`BadInput` if the catalogue knows the name with another URL, unless the source moved."""
+    known = catalogue.sources.get(name, url)
+    if known != url and not moved:
         raise BadInput(
-            f"the gallery has a source {source.name!r} at {url}, and this one is at {source.url}: give it "
-            f"another name (OTHER={source.url}), or say --moved if it is the same collection in a new place"
+            f"the gallery has a source {name!r} at {known}, and this one is at {url}: give it another name "
+            f"(OTHER={url}), or say --moved if it is the same collection in a new place"
         )
 
 
@@ -144,8 +196,8 @@ class _Known:
     def __init__(self, rows: LiveRows, catalogue: Catalogue) -> None:
         self.rows = rows
         self.deleted = catalogue.deleted
-        self.new_ids: list[int] = []
-        self.new_checks: list[int] = []
+        self.new_ids = array("q")  # 16 bytes an image, the two together
+        self.new_checks = array("q")
 
     def compare(self, row: Mapping[str, Any]) -> str:
         """`new`, `changed`, `unchanged` or `deleted`."""
@@ -197,7 +249,7 @@ def _write_part(gallery: Gallery, source: str, rows: list[dict[str, Any]]) -> Pa
     data = encode_table(part_table(rows))
     part = digest_of_bytes(data)
     ref = write_object(gallery.store, part_path(part), data, len(rows))
-    return PartRef(part, source, ref, sum(row["size"] for row in rows))
+    return PartRef(part, source, ref)
 
 
 def part_table(rows: list[dict[str, Any]]) -> pa.Table:

@@ -40,7 +40,10 @@ def encode_table(table: pa.Table, name: str = "") -> bytes:
             stand in for it; empty for objects that are named by their content.
     """
     sink = io.BytesIO()
-    with pq.ParquetWriter(sink, table.schema, compression="zstd", write_statistics=False) as writer:
+    # Vectors do not compress, and trying to takes longer than making them.
+    vectors = any(pa.types.is_fixed_size_list(kind) for kind in table.schema.types)
+    packing = {"compression": "none" if vectors else "zstd", "use_dictionary": not vectors}
+    with pq.ParquetWriter(sink, table.schema, write_statistics=False, **packing) as writer:
         writer.write_table(table, row_group_size=max(1, table.num_rows))
         writer.add_key_value_metadata({"reseen.seal": (_MARK + _BLANK).decode(), _NAME: name})
     data = sink.getvalue()
@@ -92,9 +95,15 @@ def write_table(store: Store, path: str, table: pa.Table) -> ObjectRef:
     return write_object(store, path, encode_table(table, path), table.num_rows)
 
 
-def write_object(store: Store, path: str, data: bytes, rows: int = 0) -> ObjectRef:
-    """Puts an object unless it is there; what is there must be the same bytes, or it is `Corrupt`."""
-    ref = ObjectRef(path, len(data), sha256(data), rows)
+def write_object(
+    store: Store, path: str, data: bytes, rows: int = 0, checksum: str | None = None
+) -> ObjectRef:
+    """Puts an object unless it is there; what is there must be the same bytes, or it is `Corrupt`.
+
+    Args:
+        checksum: the sha256 of the data, where it is known already.
+    """
+    ref = ObjectRef(path, len(data), checksum or sha256(data), rows)
     if not store.create(path, data) and sha256(store.read(path)) != ref.sha256:
         raise Corrupt(
             f"{store.where(path)} differs from what the same work gives now: it is damaged, or was written "

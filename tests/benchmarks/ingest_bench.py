@@ -42,11 +42,11 @@ WORDS = 256
 
 @dataclass(frozen=True)
 class _Timed:
-    """A worker that says when each task began, by the machine's clock, its CPU time, and its niceness."""
+    """A worker that says of each task when it began, its CPU time, and about the process."""
 
     inner: Any
 
-    def start(self) -> Callable[[Any], tuple[Any, float, float, int]]:
+    def start(self) -> Callable[[Any], tuple[Any, float, float, int, int]]:
         return _TimedFunction(self.inner.start())
 
 
@@ -54,9 +54,9 @@ class _Timed:
 class _TimedFunction:
     inner: Any
 
-    def __call__(self, task: Any) -> tuple[Any, float, float, int]:
+    def __call__(self, task: Any) -> tuple[Any, float, float, int, int]:
         begun, cpu = time.time(), cpu_seconds()
-        return self.inner(task), begun, cpu_seconds() - cpu, os.nice(0)
+        return self.inner(task), begun, cpu_seconds() - cpu, os.nice(0), os.getpid()
 
     def close(self) -> None:
         if hasattr(self.inner, "close"):
@@ -65,7 +65,7 @@ class _TimedFunction:
 
 @dataclass
 class _Stopwatch:
-    """An engine that adds up seconds between the first task's beginning and the last result."""
+    """An engine that adds up seconds between the workers' beginning and the last result."""
 
     inner: Engine
     seconds: float = 0.0
@@ -77,13 +77,15 @@ class _Stopwatch:
         self.workers = self.inner.workers
 
     def map(self, worker: Any, tasks: Iterable[Any]) -> Iterator[Any]:
-        first, last = float("inf"), 0.0
-        for result, begun, cpu, niceness in self.inner.map(_Timed(worker), tasks):
-            self.niceness = niceness
-            first, last = min(first, begun), time.time()
+        first: dict[int, float] = {}
+        last = 0.0
+        for result, begun, cpu, niceness, process in self.inner.map(_Timed(worker), tasks):
+            first[process] = min(first.get(process, begun), begun)
+            last, self.niceness = time.time(), niceness
             self.cpu += cpu
             yield result
-        self.seconds += max(0.0, last - first)
+        if first:
+            self.seconds += last - sum(first.values()) / len(first)
 
 
 def photographs(shared: Path, folder: Path) -> str:

@@ -32,4 +32,4 @@ def _faults(how: str) -> int:
 def test_what_was_freed_is_used_again_without_page_faults() -> None:
     pages = 16 * 2**20 // resource.getpagesize()
     assert _faults("keep") < pages / 10
-    assert _faults("leave") > pages  # what it is against: the top of the heap is given back and faulted in anew
+    assert _faults("leave") > pages  # what it is against: freed pages go back and are faulted in anew

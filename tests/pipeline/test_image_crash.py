@@ -24,7 +24,7 @@ from index.verify import verify
 from ingest.catalogue import read_catalogue
 from ingest.extract import extract
 from ingest.features import read_features
-from ingest.gallery import Gallery, blob_path, features_path
+from ingest.gallery import Gallery, features_path
 from ingest.job import Job
 from ingest.records import image_identity
 from ingest.store import Store
@@ -281,13 +281,21 @@ class _Traces:
         return found
 
 
+def _blobs(store: Store, digest: str, part: str) -> list[str]:
+    return [
+        info.path
+        for info in store.listing(f"features/{digest}")
+        if info.path.endswith(".blob") and part in info.path
+    ]
+
+
 def _assert_as_extracted(job: Job, recipe: Recipe) -> None:
     """What purge copied into the part without the image is what extracting that part gives."""
     assert recipe.features is not None
     digest, store = recipe.features.digest, job.gallery.store
     catalogue = read_catalogue(job.gallery)
     (part,) = [part for part in catalogue.parts if part.source == "a" and part.ref.rows == 2]
-    paths = [features_path(digest, part.part), blob_path(digest, part.part)]
+    paths = [features_path(digest, part.part), *_blobs(store, digest, part.part)]
     copied = [store.read(path) for path in paths]
     for path in paths:
         store.delete(path)
