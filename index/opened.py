@@ -110,7 +110,7 @@ def open_generation(
 ) -> OpenGeneration:
     """Fetches, checks and merges a generation, the newest by default.
 
-    Memory: its codes and 8 bytes a row, and one shard's bytes while loading.
+    Memory: its codes and some 24 bytes a row, and one shard's bytes while loading.
 
     Raises:
         NotFound: there is no such generation, or it was collected.
