@@ -213,7 +213,10 @@ class LiveRows:
 
 
 def all_rows(gallery: Gallery, catalogue: Catalogue) -> LiveRows:
-    """The newest row of every image, deleted ones included. Memory: 40 bytes a row of the collection, 150 at the peak."""
+    """The newest row of every image, deleted ones included.
+
+    Memory: 40 bytes a row of the collection, 150 at the peak.
+    """
     columns: list[list[np.ndarray]] = [[], [], [], [], []]
     names = ["image_id", "id_check", "version_digest"]
     for place, table in enumerate(read_parts(gallery, catalogue.parts, names)):

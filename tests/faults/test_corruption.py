@@ -182,6 +182,10 @@ def _about(what: object, name: str) -> bool:
     return digest in name
 
 
+def _stem(path: str) -> str:
+    return path.partition(".")[0]
+
+
 def _named_by_newest(folder: Path, kind: str) -> Path:
     """An object of a kind that the newest generation needs."""
     from index.reach import objects_of_generation
@@ -194,7 +198,11 @@ def _named_by_newest(folder: Path, kind: str) -> Path:
         job.gallery.catalogue.path(opened.generation.catalogue),
         "gallery.json",
     }
-    found = [path for path in kinds(folder)[kind] if path.relative_to(folder).as_posix() in needed | commits]
+    named = {
+        _stem(path) if kind == "blob" else path for path in needed | commits
+    }  # a blob goes with its table
+    names = {path: path.relative_to(folder).as_posix() for path in kinds(folder)[kind]}
+    found = [path for path, name in names.items() if (_stem(name) if kind == "blob" else name) in named]
     return max(found, key=lambda path: path.stat().st_size)
 
 

@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from index.build import BuildOptions
 from index.collect import collect
+from index.generation import read_generation
 from index.removal import delete, restore, rollback
 from index.verify import verify
 from ingest.errors import Conflict, NotFound
@@ -106,16 +107,19 @@ class GalleryMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.generations)
     @rule()
     def purge(self) -> None:
-        newest = self.newest
+        built_from = read_generation(self.job.gallery).catalogue
+        content = self.generations[self.newest]
         report = purge_tiny(self.job)
         self.purged |= self.deleted
         for image in self.deleted:
             self.catalogue.pop(image, None)
-        if report.generation is not None and report.generation != newest:
+        if report.parts:
             self.unsure |= set(self.generations)
-            self.publish(report.generation, self.catalogue)
-        elif report.parts:
-            self.unsure |= set(self.generations) - {newest}
+        published = read_generation(self.job.gallery)
+        assert published.number == report.generation
+        # Without parts to leave out it is a fence: the same again. With them, everything is built anew.
+        rebuilt = published.catalogue != built_from
+        self.publish(published.number, self.catalogue if rebuilt else content)
 
     @invariant()
     def readers_get_what_was_published(self) -> None:
