@@ -94,6 +94,7 @@ def _build(job: Job, recipe: Recipe, sources: Mapping[str, Source], options: Bui
             base=base,
             adds=grows,
             gated=options.action == "build",  # a purge takes images down: no gate may stop that
+            gate=dict(parent.gate) if parent is not None else {},
         )
         return publish(job, proposal)
 

@@ -146,9 +146,9 @@ def _lists(job: Job, generation: Generation, coded: Evaluation) -> str:
         *(f"exact nearest in top {k}" for k in (1, 10, 100)),
     ]
     return (
-        f"At this size `lists: auto` gives {ivf.nlist} lists, so the recipe's nprobe of {coded.nprobe} reads "
-        f"every code. Fewer lists lose as follows; where {TOP} results are not found in them, the search "
-        "reads more.\n\n" + table(head, rows)
+        f"At this size `lists: auto` gives {ivf.nlist} list(s), so the recipe's nprobe of {coded.nprobe} "
+        f"reads every code. Fewer lists lose as follows; where {TOP} results are not found in them, the "
+        "search reads more.\n\n" + table(head, rows)
     )
 
 
