@@ -75,6 +75,8 @@ def _build(job: Job, recipe: Recipe, sources: Mapping[str, Source], options: Bui
         parent = None if options.refit else lineage(job.gallery, recipe.digest, base)
         if not catalogue.parts and parent is None:
             raise NotFound(f"{job.gallery.store.url} has no images yet: run reseen ingest SOURCE first")
+        if parent is not None:
+            pin.keep(generations=[parent.number])
         kept = [] if parent is None or options.rebuild else _usable_shards(parent, catalogue)
         covered = {part for shard in kept for part in shard.parts}
         todo = [part for part in catalogue.parts if part.part not in covered]
