@@ -45,6 +45,8 @@ def draw(catalogue: Catalogue, live: LiveRows, images: int) -> list[Sample]:
     """The first `images` images of the fitting order, gathered by part, in the catalogue's order."""
     chosen = lowest(live.image_id, images, SEED)
     order = chosen[np.lexsort((live.row[chosen], live.part[chosen]))]
+    if not len(order):
+        return []
     places, starts = np.unique(live.part[order], return_index=True)
     groups = np.split(live.row[order], starts[1:])
     return [

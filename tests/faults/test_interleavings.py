@@ -256,3 +256,18 @@ def test_what_was_never_there_is_not_taken_down() -> None:
     with pytest.raises(NotFound, match="no image 7"):
         delete(job, [7])
     assert len(read_catalogue(job.gallery).deleted) == 0
+
+
+def test_a_first_build_with_everything_taken_down_says_so() -> None:
+    job = job_on(memory_store())
+    a = vectors("a", 2)
+    ingest(job, a)
+    delete(job, a.ids())
+    with pytest.raises(BadInput, match="no image with features"):
+        build_tiny(job)
+    restore(job, a.ids())
+    build_tiny(job)
+    delete(job, a.ids())
+    assert answers(job.gallery) == {}
+    build_tiny(job)
+    assert answers(job.gallery) == {}
