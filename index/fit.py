@@ -4,6 +4,7 @@ Samples are drawn by `index.sampling`; workers read only the parts that hold the
 here at a fixed number of threads. Each function returns the digest of the model that it saved.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -110,7 +111,7 @@ def _gather(job: Job, worker: "_Sampler", samples: Sequence[Sample], title: str)
     return np.concatenate(arrays)
 
 
-class _Sampler:
+class _Sampler(ABC):
     """A worker that returns the part's digest, an array of rows, and how many images it looked at."""
 
     def start(self) -> "_Sampler":
@@ -119,8 +120,9 @@ class _Sampler:
     def __call__(self, sample: Sample) -> tuple[str, np.ndarray, int]:
         return sample.part.part, self.rows(sample), len(sample.rows)
 
+    @abstractmethod
     def rows(self, sample: Sample) -> np.ndarray:
-        raise NotImplementedError
+        """The rows that the fit wants of a sample."""
 
 
 @dataclass

