@@ -6,6 +6,10 @@ import typer
 
 from deploy.options import (
     CacheFolder,
+    Compile,
+    Decoders,
+    Device,
+    DeviceName,
     Engine,
     EngineName,
     GalleryUrl,
@@ -18,6 +22,7 @@ from deploy.options import (
     Workers,
     cache_folder,
 )
+from deploy.step_options import Depth, Rerank
 from deploy.terminal import Output, plain, stop_on_sigterm, table
 
 if TYPE_CHECKING:
@@ -48,12 +53,16 @@ def ingest(
     part_images: Annotated[int, typer.Option(min=1, help="Most images of a part, the unit of work.")] = 1024,
     engine: Engine = EngineName.ray,
     workers: Workers = None,
+    device: Device = DeviceName.auto,
+    decoders: Decoders = None,
+    compile: Compile = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """List sources into a gallery and describe their images; what is known is not done again."""
     from deploy import jobs
     from deploy.recipes import load_recipe
+    from ingest.compute import Compute
     from ingest.parts import PartSizes
 
     output = Output(json, quiet)
@@ -61,7 +70,8 @@ def ingest(
     opened = jobs.open_sources(sources, metadata)
     sizes = PartSizes(part_images, min(part_images, PartSizes.least_images))
     options = jobs.IngestOptions(moved, max_rejects, sizes)
-    with jobs.open_job(gallery, engine.value, workers, output.progress(), create=True) as job:
+    compute = Compute(device.value, decoders, compile=compile)
+    with jobs.open_job(gallery, engine.value, workers, output.progress(), True, compute) as job:
         stop_on_sigterm()
         report = jobs.ingest(job, opened, settings, options)
         output.result(_ingest_json(job, report), _ingest_text(job, report))
@@ -79,6 +89,8 @@ def _ingest_json(job: "Job", report: "IngestReport") -> dict[str, Any]:
         "sources": listings,
         "images": sum(outcomes.values()),
         "outcomes": outcomes,
+        "described": report.described,
+        "seconds": {stage: round(seconds, 3) for stage, seconds in report.seconds.items()},
     }
 
 
@@ -96,6 +108,12 @@ def _ingest_text(job: "Job", report: "IngestReport") -> str:
         f"{job.gallery.store.url}: {total:,} images listed, {report.outcomes.get('ok', 0):,} usable"
         + (f", {', '.join(rejects)}" if rejects else "")
     )
+    if report.described:
+        rates = [
+            f"{stage} {report.described / max(seconds, 1e-3):,.0f}"
+            for stage, seconds in report.seconds.items()
+        ]
+        lines.append(f"images a second of a worker's time: {', '.join(rates)}")
     if not total:
         lines.append("no images were found: check the source; hidden files and other extensions are left out")
     return "\n".join(lines)
@@ -113,6 +131,9 @@ def build(
     max_rejects: MaxRejects = 0.5,
     engine: Engine = EngineName.ray,
     workers: Workers = None,
+    device: Device = DeviceName.auto,
+    decoders: Decoders = None,
+    compile: Compile = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -120,10 +141,12 @@ def build(
     from deploy import jobs
     from deploy.recipes import load_recipe
     from index.build import BuildOptions
+    from ingest.compute import Compute
 
     output = Output(json, quiet)
     settings = load_recipe(recipe)
-    with jobs.open_job(gallery, engine.value, workers, output.progress()) as job:
+    compute = Compute(device.value, decoders, compile=compile)
+    with jobs.open_job(gallery, engine.value, workers, output.progress(), compute=compute) as job:
         stop_on_sigterm()
         before = job.gallery.generations.newest()
         generation = jobs.build_index(job, settings, BuildOptions(rebuild, refit, max_rejects))
@@ -198,6 +221,8 @@ def search(
     sheet: Annotated[
         str | None, typer.Option(metavar="OUT.jpg", help="Write queries and answers as one picture.")
     ] = None,
+    rerank: Rerank = None,
+    depth: Depth = None,
     generation: GenerationNumber = None,
     nprobe: Nprobe = None,
     cache: CacheFolder = None,
@@ -209,7 +234,7 @@ def search(
 
     output = Output(json, quiet)
     answered = search_job.search(
-        gallery, images, box, top, generation, nprobe, cache_folder(cache), output, sheet
+        gallery, images, box, top, generation, nprobe, cache_folder(cache), output, sheet, rerank, depth
     )
     text = "\n\n".join(_answer_text(answer) for answer in answered["queries"])
     output.result(answered, text)
@@ -247,15 +272,32 @@ def evaluate(
     query_pattern: Annotated[
         str | None, typer.Option(metavar="REGEX", help="Images that are queries; default: all with a label.")
     ] = None,
-    depth: Annotated[
-        int | None,
-        typer.Option(min=1, help="Answers looked at; default: all, up to 10,000 images; else 1,000."),
+    junk_pattern: Annotated[
+        str | None,
+        typer.Option(metavar="REGEX", help="Images that count neither as right nor as wrong."),
     ] = None,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Answers a query is judged by; default: all, up to 10,000 images; else 1,000."
+        ),
+    ] = None,
+    rerank: Rerank = None,
+    depth: Depth = None,
+    rerank_skips_junk: Annotated[
+        bool,
+        typer.Option(
+            "--rerank-skips-junk", help="Junk takes no place among what is reranked: reads the ground truth."
+        ),
+    ] = False,
     nprobe: Nprobe = None,
     exact: Annotated[
         bool, typer.Option("--exact", help="Rank by the stored vectors themselves, not by the index.")
     ] = False,
     generation: GenerationNumber = None,
+    engine: Engine = EngineName.inline,
+    workers: Workers = None,
+    device: Device = DeviceName.auto,
     cache: CacheFolder = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -263,21 +305,29 @@ def evaluate(
     """Measure how well a generation ranks, by labels taken from the images' names."""
     from deploy.evaluation import evaluate_labels, evaluation_table
     from deploy.jobs import open_job
+    from deploy.step_options import chosen_steps
     from index.cache import Cache
+    from index.generation import read_generation
+    from ingest.compute import Compute
     from ingest.errors import BadInput
 
     output = Output(json, quiet)
     if protocol != "labels":
         raise BadInput(f"there is no protocol {protocol!r}: choose labels")
-    with open_job(gallery, progress=output.progress()) as job:
+    compute = Compute(device.value, threads=None)
+    with open_job(gallery, engine.value, workers, output.progress(), compute=compute) as job:
+        recipe = read_generation(job.gallery, generation).recipe
         found = evaluate_labels(
             job,
             label_pattern,
             query_pattern=query_pattern,
             generation=generation,
-            depth=depth,
+            depth=top,
             nprobe=nprobe,
             exact=exact,
+            steps=chosen_steps(recipe, rerank, depth),
+            junk_pattern=junk_pattern,
+            steps_skip_junk=rerank_skips_junk,
             cache=Cache(cache_folder(cache)),
         )
     output.result(

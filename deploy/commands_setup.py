@@ -32,7 +32,8 @@ def list_recipes(json: Json = False) -> None:
     found = []
     for name in shipped():
         what = recipe_text(name)[1].splitlines()[0].removeprefix("#").strip()
-        found.append({"name": name, "what": what, "digest": load_recipe(name).digest})
+        load_recipe(name)
+        found.append({"name": name, "what": what})
     text = table([["recipe", "what"], *([line["name"], line["what"]] for line in found)])
     Output(json, False).result({"recipes": found}, text)
 
@@ -45,10 +46,13 @@ def show_recipe(
 ) -> None:
     """Show a recipe as it is written, after checking it."""
     from deploy.recipes import load_recipe, recipe_text, with_defaults
+    from index.recipe import with_read_weights
 
     recipe = load_recipe(name)
-    text = recipe.digest if digest else with_defaults(recipe) if defaults else recipe_text(name)[1]
-    Output(json, False).result({"recipe": recipe.model_dump(mode="json"), "digest": recipe.digest}, text)
+    named = with_read_weights(recipe)[0].digest if digest else None
+    text = named or (with_defaults(recipe) if defaults else recipe_text(name)[1])
+    shown = {"recipe": recipe.model_dump(mode="json")}
+    Output(json, False).result(shown if named is None else {**shown, "digest": named}, text)
 
 
 def settings() -> None:

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+from ingest.devices import Probe, ThisMachine, choose_devices, describe
 from ingest.errors import ReseenError
 
 State = Literal["ok", "note", "wrong"]
@@ -39,7 +40,7 @@ class Surroundings:
     prefix: str = field(default_factory=lambda: sys.prefix)
     installed: Callable[[str], str | None] = field(default=lambda name: installed_version(name))
     which: Callable[[str], str | None] = shutil.which
-    gpus: Callable[[], int] = field(default=lambda: _faiss_gpus())
+    devices: Probe = field(default_factory=ThisMachine)
     free_bytes: Callable[[Path], int] = field(default=lambda folder: shutil.disk_usage(folder).free)
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
@@ -50,12 +51,6 @@ def installed_version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _faiss_gpus() -> int:
-    import faiss
-
-    return int(faiss.get_num_gpus()) if hasattr(faiss, "get_num_gpus") else 0
 
 
 def examine(gallery: str | None = None, ray: bool = False, here: Surroundings | None = None) -> list[Finding]:
@@ -73,6 +68,7 @@ def examine(gallery: str | None = None, ray: bool = False, here: Surroundings | 
         ("opencv", lambda: opencv_package(here)),
         ("libraries", libraries),
         ("gpu", lambda: gpu(here)),
+        ("devices", lambda: devices(here)),
         ("stores", lambda: stores(here)),
         ("disk", lambda: disk(here)),
         ("shared memory", lambda: shared_memory(here)),
@@ -156,22 +152,26 @@ def libraries() -> Finding:
     import PIL
     import pyarrow
     import ray
+    import torch
 
-    names = {"numpy": numpy, "pyarrow": pyarrow, "pillow": PIL, "fsspec": fsspec, "ray": ray}
+    names = {"numpy": numpy, "pyarrow": pyarrow, "pillow": PIL, "fsspec": fsspec, "ray": ray, "torch": torch}
     return Finding(
         "libraries", "ok", ", ".join(f"{name} {module.__version__}" for name, module in names.items())
     )
 
 
 def gpu(here: Surroundings) -> Finding:
-    driver = here.which("nvidia-smi") is not None
-    usable = here.gpus()
-    if usable:
-        return Finding("gpu", "ok", f"{usable} that faiss can use")
-    if driver:
-        advice = "to use what nvidia-smi shows, install faiss-gpu in place of faiss-cpu (make clean test)"
-        return Finding("gpu", "note", "none that faiss can use", advice)
+    if here.devices.cuda_available():
+        return Finding("gpu", "ok", f"{here.devices.device_count()} that torch can use")
+    if here.which("nvidia-smi") is not None:
+        advice = "to use what nvidia-smi shows, install a build of torch for CUDA that fits the driver"
+        return Finding("gpu", "note", "none that torch can use", advice)
     return Finding("gpu", "ok", "none; everything runs on the processors")
+
+
+def devices(here: Surroundings) -> Finding:
+    """What each part will use."""
+    return Finding("devices", "ok", describe(choose_devices(probe=here.devices)))
 
 
 def stores(here: Surroundings) -> Finding:

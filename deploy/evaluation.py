@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from deploy.evaluation_steps import EvaluationSteps
 from deploy.labels import Labels, read_labels
 from index.cache import Cache
 from index.exact import Collection, exact_topk, read_collection
@@ -26,6 +27,7 @@ from index.gate import QueryReader
 from index.generation import Generation, read_generation
 from index.metrics import Rule, average_precision, ranks_of_positives, recall_at
 from index.opened import Hits, OpenGeneration, open_generation
+from index.steps import StepSettings, looks_at
 from ingest.catalogue import PartRef
 from ingest.errors import BadInput
 from ingest.job import Job
@@ -58,6 +60,7 @@ class Evaluation:
         images: in force, rejected ones included; `labelled` of them have one of `labels` labels.
         skipped_queries: without positives, left out.
         unanswered_queries: of `queries`, without a vector, counted as zero.
+        steps: what was done with the answers, a sentence each.
     """
 
     map: float
@@ -75,6 +78,7 @@ class Evaluation:
     unanswered_queries: int
     ap_rule: Rule
     exact: bool
+    steps: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The same as JSON values; the k of recalls become text."""
@@ -94,6 +98,9 @@ def evaluate_labels(
     nprobe: int | None = None,
     ap_rule: Rule = "trapezoid",
     exact: bool = False,
+    steps: Sequence[StepSettings] | None = None,
+    junk_pattern: str | None = None,
+    steps_skip_junk: bool = False,
     cache: Cache | None = None,
 ) -> Evaluation:
     """Evaluates a generation, the newest by default, by labels in the names of its images.
@@ -105,6 +112,11 @@ def evaluate_labels(
         depth: results of a query; by default all others up to 10,000 images, else 1,000.
         nprobe: lists to read first, instead of the recipe's number.
         exact: ranks by the stored vectors themselves, without the index: what the encodings are worth.
+        steps: what is done with the answers, instead of the recipe's steps; () for nothing.
+        junk_pattern: images in whose name it is found are neither right nor wrong: out of the ranking before
+            it is judged, but not before steps look at it, for a search does not know junk either.
+        steps_skip_junk: junk takes no place among what steps look at, as in the official evaluation of CVNet.
+            It reads the ground truth, so its figures are not those of a search.
 
     Raises:
         BadInput: a pattern is wrong, no image has a label, or no query has a positive.
@@ -115,7 +127,7 @@ def evaluate_labels(
     opened = None if exact else open_generation(job.gallery, generation, cache)
     chosen = read_generation(job.gallery, generation) if opened is None else opened.generation
     collection = read_collection(job.gallery, chosen)
-    labels = read_labels(job.gallery, collection, label_pattern, query_pattern)
+    labels = read_labels(job.gallery, collection, label_pattern, query_pattern, junk_pattern)
     queries = np.flatnonzero(labels.asked & (_positives(labels) > 0))
     if not len(queries):
         raise BadInput(
@@ -127,6 +139,11 @@ def evaluate_labels(
     if depth is None:
         depth = others if chosen.counts["live"] <= WHOLE_GALLERY else DEPTH
     run = _Run(job, chosen, opened, collection, labels, min(depth, others), nprobe, ap_rule)
+    run.junk = collection.live.image_id[labels.junk]
+    taken = chosen.recipe.steps if steps is None else tuple(steps)
+    if taken:
+        ignored = run.junk if steps_skip_junk else np.empty(0, np.int64)
+        run.steps = EvaluationSteps(job, chosen, collection, taken, run.deep, ignored)
     for batch in run.batches(queries):
         run.evaluate(batch)
     return run.result(len(queries), int(labels.asked.sum()))
@@ -152,12 +169,21 @@ class _Run:
     average_precisions: list[float] = field(default_factory=list)
     head_ranks: list[np.ndarray] = field(default_factory=list)
     nearest_ranks: list[np.ndarray] = field(default_factory=list)
+    junk: Int64[np.ndarray, " j"] = field(default_factory=lambda: np.empty(0, np.int64))
+    steps: EvaluationSteps | None = None
+
+    @property
+    def searched(self) -> int:
+        """Results that are asked for: steps look at more than are judged, and junk is judged as if not there."""
+        steps = () if self.steps is None else self.steps.steps
+        deepest = max([self.depth, *map(looks_at, steps)])
+        return min(deepest + len(self.junk), max(1, self.generation.counts["live"] - 1))
 
     def batches(self, queries: Int64[np.ndarray, " q"]) -> Iterator[list[tuple[PartRef, np.ndarray]]]:
         """The queries in batches, by part, so that few parts are read twice."""
         asked = np.zeros(len(self.labels.of), bool)
         asked[queries] = True
-        room = most = max(1, min(_BATCH_QUERIES, _BATCH_RESULTS // (self.depth + 1)))
+        room = most = max(1, min(_BATCH_QUERIES, _BATCH_RESULTS // (self.searched + 1)))
         batch: list[tuple[PartRef, np.ndarray]] = []
         for part, places in self.collection.by_part():
             wanted = places[asked[places]]
@@ -177,14 +203,18 @@ class _Run:
         deep, head = self._search(vectors)
         own = self.collection.live.image_id[places]
         positives = _positives(self.labels)
+        rankings, heads = list(deep.image_ids), list(head.image_ids)
+        if self.steps is not None:
+            rankings = heads = self.steps.apply(places, vectors, deep)
         for q, place in enumerate(places):
             alike = self._alike(int(self.labels.of[place]))
-            ranks = _ranks(deep.image_ids[q], alike, own[q], self.depth)
+            left_out = np.append(self.junk, own[q])
+            ranks = _ranks(rankings[q], alike, left_out, self.depth)
             self.average_precisions.append(average_precision(ranks, int(positives[place]), self.ap_rule))
-            self.head_ranks.append(_ranks(head.image_ids[q], alike, own[q], _HEAD))
+            self.head_ranks.append(_ranks(heads[q], alike, left_out, _HEAD))
         if self.opened is not None:
             for q, nearest in enumerate(self._nearest(vectors, own)):
-                self.nearest_ranks.append(_ranks(head.image_ids[q], nearest, own[q], _HEAD))
+                self.nearest_ranks.append(_ranks(head.image_ids[q], nearest, own[q : q + 1], _HEAD))
 
     def _alike(self, label: int) -> Int64[np.ndarray, " p"]:
         """The ids of the images of a label."""
@@ -218,13 +248,19 @@ class _Run:
     def _search(self, vectors: Float32[np.ndarray, "q d"]) -> tuple[Hits, Hits]:
         """The ranking to the full depth, and that of a search for the best hundred; queries included."""
         if self.opened is None:
-            hits = exact_topk(self.job, self.generation, vectors, self.depth + 1, self.collection)
+            hits = self.deep(vectors)
             return hits, hits
         with self.job.progress.stage("search", len(vectors), "queries") as stage:
-            deep = self.opened.search(vectors, self.depth + 1, self.nprobe)
+            deep = self.deep(vectors)
             head = self.opened.search(vectors, _HEAD + 1, self.nprobe)
             stage.advance(len(vectors))
         return deep, head
+
+    def deep(self, vectors: Float32[np.ndarray, "q d"]) -> Hits:
+        """The ranking as deep as it is searched; queries included."""
+        if self.opened is None:
+            return exact_topk(self.job, self.generation, vectors, self.searched + 1, self.collection)
+        return self.opened.search(vectors, self.searched + 1, self.nprobe)
 
     def _nearest(
         self, vectors: Float32[np.ndarray, "q d"], own: Int64[np.ndarray, " q"]
@@ -268,6 +304,7 @@ class _Run:
             unanswered_queries=queries - answered,
             ap_rule=self.ap_rule,
             exact=self.opened is None,
+            steps=() if self.steps is None else tuple(map(_told, self.steps.steps)),
         )
 
     def _protocol(self, queries: int, distractors: int) -> str:
@@ -277,15 +314,27 @@ class _Run:
             f"{queries} images of the gallery as queries, by their stored vectors, each against all others "
             f"by {by}; {distractors} unlabelled images are distractors; average precision by the "
             f"{self.ap_rule} rule over {'all' if whole else 'the first'} {self.depth} others, a positive "
-            "that is not returned counts as zero; queries without positives are left out"
+            "that is not returned counts as zero; queries without positives are left out" + self._steps_told()
         )
+
+    def _steps_told(self) -> str:
+        text = f"; {len(self.junk)} junk images are left out of the rankings" if len(self.junk) else ""
+        if self.steps is not None:
+            text += "; then " + ", then ".join(map(_told, self.steps.steps))
+            if len(self.steps.ignored):
+                text += ", JUNK SKIPPED while candidates are chosen (by the ground truth)"
+        return text
+
+
+def _told(step: StepSettings) -> str:
+    return f"{step.kind} of the first {looks_at(step)}"
 
 
 def _ranks(
-    ids: Int64[np.ndarray, " r"], wanted: Int64[np.ndarray, " w"], own: int, depth: int
+    ids: Int64[np.ndarray, " r"], wanted: Int64[np.ndarray, " w"], junk: Int64[np.ndarray, " j"], depth: int
 ) -> Int64[np.ndarray, " p"]:
-    """The ranks of some images among the first `depth` results, the query itself not counted."""
-    ranks = ranks_of_positives(ids, wanted, np.array([own]))
+    """The ranks of some images among the first `depth` results, junk and the query itself not counted."""
+    ranks = ranks_of_positives(ids, wanted, junk)
     return ranks[ranks < depth]
 
 
@@ -316,6 +365,7 @@ def _lines(evaluation: Evaluation) -> Sequence[tuple[str, str]]:
             f"{evaluation.images:,} ({evaluation.labelled:,} with one of {evaluation.labels:,} labels)",
         ),
     ]
+    lines += [("step", step) for step in evaluation.steps]
     if evaluation.skipped_queries:
         lines.append(("left out, no positive", f"{evaluation.skipped_queries:,}"))
     if evaluation.unanswered_queries:

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from ingest.errors import BadInput, NotFound
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from index.purge import PurgeReport
     from index.recipe import Recipe
     from ingest.catalogue import Catalogue
+    from ingest.compute import Compute
+    from ingest.extract import FeatureSet
     from ingest.gallery import Gallery
 
 EngineKind = Literal["ray", "inline"]
@@ -37,13 +39,18 @@ def open_job(
     workers: int | None = None,
     progress: Progress | None = None,
     create: bool = False,
+    compute: "Compute | None" = None,
 ) -> Iterator[Job]:
     """A gallery and an engine, for a `with` statement; `create` makes the gallery if there is none.
+
+    Args:
+        compute: devices and processes of what describes images.
 
     Raises:
         NotFound: there is no gallery, and `create` is not set.
         BadInput: the store is unusable, or the engine cannot work with it.
     """
+    from ingest.compute import Compute
     from ingest.engine import open_engine
     from ingest.gallery import create_gallery, open_gallery
     from ingest.store import Store
@@ -54,8 +61,10 @@ def open_job(
         raise BadInput(f"{url} lives in this process, which Ray's workers cannot see: use --engine inline")
     store = Store(url)
     gallery = create_gallery(store) if create else open_gallery(store)
-    with open_engine(engine, workers, address=os.environ.get("RAY_ADDRESS")) as opened:
-        yield Job(gallery, opened, progress or SilentProgress())
+    compute = compute or Compute()
+    gpu = {"auto": None, "cpu": False, "cuda": True}[compute.device]
+    with open_engine(engine, workers, gpu=gpu, address=os.environ.get("RAY_ADDRESS")) as opened:
+        yield Job(gallery, opened, progress or SilentProgress(), compute)
 
 
 # -- sources ------------------------------------------------------------------------------------------------
@@ -166,11 +175,17 @@ class IngestOptions:
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What an ingest did: by source what listing found, and by outcome all images of the gallery."""
+    """What an ingest did.
+
+    listings: by source what listing found. outcomes: all images of the gallery by outcome.
+    described: images that this run described; `seconds` of it by stage, of all workers together.
+    """
 
     catalogue: int
     listings: Mapping[str, ListingReport]
     outcomes: Mapping[str, int]
+    described: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 def ingest(
@@ -185,16 +200,21 @@ def ingest(
         OverBudget: more rejects than allowed; what was done is kept.
     """
     from index.pins import Renewing, hold
+    from index.recipe import with_read_weights
     from ingest.catalogue import read_catalogue
 
     options = options or IngestOptions()
     _check_together(job, sources, recipe)
+    recipe, weights = with_read_weights(recipe, job.gallery)
     with hold(job.gallery, "parts/", "manifests/", *_folders(sources, recipe)) as pin:
+        weights.keep(job.gallery)
         job = replace(job, progress=Renewing(job.progress, pin))
         listings = {source.name: _list(job, source, options) for source in sources}
         catalogue = read_catalogue(job.gallery)
-        outcomes = _describe(job, catalogue, sources, recipe, options)
-    return IngestReport(catalogue.number, listings, outcomes)
+        found = _describe(job, catalogue, sources, recipe, options)
+    if found is None:
+        return IngestReport(catalogue.number, listings, {"ok": catalogue.rows})
+    return IngestReport(catalogue.number, listings, found.outcomes, found.described, found.seconds)
 
 
 def _check_together(job: Job, sources: Sequence[Source | VectorSource], recipe: "Recipe") -> None:
@@ -222,7 +242,8 @@ def _folders(sources: Sequence[Source | VectorSource], recipe: "Recipe") -> list
     from index.ready_made import ready_made_digest
 
     if recipe.features is not None:
-        return [f"features/{recipe.features.digest}/"]
+        weights = [f"models/{digest}/" for digest in sorted(recipe.weights)]
+        return [f"features/{recipe.features.digest}/", *weights]
     return [f"encodings/{ready_made_digest(s.dim)}/" for s in sources if isinstance(s, VectorSource)]
 
 
@@ -240,14 +261,14 @@ def _describe(
     sources: Sequence[Source | VectorSource],
     recipe: "Recipe",
     options: IngestOptions,
-) -> Mapping[str, int]:
+) -> "FeatureSet | None":
     from ingest.extract import extract
 
     if recipe.features is None:
-        return {"ok": catalogue.rows}
+        return None
     given = {source.name: source for source in sources if isinstance(source, Source)}
     known = known_sources(catalogue) | given
-    return extract(job, catalogue, recipe.features, known, options.max_rejects).outcomes
+    return extract(job, catalogue, recipe.features, known, options.max_rejects)
 
 
 # -- build and purge ----------------------------------------------------------------------------------------

@@ -50,17 +50,23 @@ class Labels:
         of: number of each image's label; -1 for a distractor.
         sizes: images of each label.
         asked: which images are queries.
+        junk: which images count neither as right nor as wrong; they have no label, and are no queries.
         example: the name of some image, for messages.
     """
 
     of: Int64[np.ndarray, " n"]
     sizes: Int64[np.ndarray, " labels"]
     asked: Bool[np.ndarray, " n"]
+    junk: Bool[np.ndarray, " n"]
     example: str
 
 
 def read_labels(
-    gallery: Gallery, collection: Collection, label_pattern: str, query_pattern: str | None = None
+    gallery: Gallery,
+    collection: Collection,
+    label_pattern: str,
+    query_pattern: str | None = None,
+    junk_pattern: str | None = None,
 ) -> Labels:
     """Reads the label of every image out of its name.
 
@@ -73,9 +79,10 @@ def read_labels(
     """
     label_of = label_reader(label_pattern)
     is_query = label_reader(query_pattern, "--queries") if query_pattern is not None else label_of
+    is_junk = label_reader(junk_pattern, "--junk-pattern") if junk_pattern is not None else None
     numbers: dict[str, int] = {}
     of = np.full(len(collection.live.image_id), UNLABELLED, np.int64)
-    asked = np.zeros(len(of), bool)
+    asked, junk = np.zeros(len(of), bool), np.zeros(len(of), bool)
     example = ""
     placed = list(collection.by_part())
     tables = read_parts(gallery, [part for part, _ in placed], ["key"])
@@ -83,7 +90,8 @@ def read_labels(
         keys = table["key"].take(collection.live.row[places]).to_pylist()
         for place, key in zip(places.tolist(), keys, strict=True):
             example = f"{part.source}/{decode_key(key)}"
-            label = label_of(example)
+            junk[place] = is_junk is not None and is_junk(example) is not None
+            label = None if junk[place] else label_of(example)
             if label is not None:
                 of[place] = numbers.setdefault(label, len(numbers))
                 asked[place] = is_query is label_of or is_query(example) is not None
@@ -92,4 +100,4 @@ def read_labels(
         raise BadInput(f"--label-pattern {label_pattern!r} is found in no name of {len(of)} images: {seen}")
     if not asked.any():
         raise BadInput(f"--queries {query_pattern!r} is found in no name of a labelled image: {seen}")
-    return Labels(of, np.bincount(of[of >= 0], minlength=len(numbers)), asked, example)
+    return Labels(of, np.bincount(of[of >= 0], minlength=len(numbers)), asked, junk, example)

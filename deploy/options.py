@@ -15,6 +15,14 @@ class EngineName(StrEnum):
     inline = "inline"
 
 
+class DeviceName(StrEnum):
+    """Where networks run."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
 GalleryUrl = Annotated[
     str,
     typer.Option(
@@ -35,6 +43,18 @@ Engine = Annotated[
 ]
 Workers = Annotated[
     int | None, typer.Option("--workers", min=1, help="Worker processes; default: one a processor.")
+]
+Device = Annotated[
+    DeviceName, typer.Option("--device", help="Where networks run; auto: on GPUs where there are some.")
+]
+Decoders = Annotated[
+    int | None,
+    typer.Option(
+        "--decoders", min=1, help="Decoding processes a worker; default: 1, on a GPU one a processor."
+    ),
+]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Networks through torch.compile: a minute more at the start.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no news; errors still.")]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from ingest.errors import BadInput, NotFound
 
@@ -118,12 +118,14 @@ def _lines(root: "Node | None", where: str) -> dict[Place, int]:
 
 def _mistakes(error: "ValidationError", where: str, lines: dict[Place, int]) -> Iterator[str]:
     for problem in error.errors():
-        place = tuple(part for part in problem["loc"] if not _is_tag(part, problem["loc"], lines))
+        place = _place(problem["loc"], lines)
         line = next((lines[place[:n]] for n in range(len(place), 0, -1) if place[:n] in lines), None)
         at = f"{where}, line {line}" if line else where
         if problem["type"] == "extra_forbidden":
             choices = ", ".join(_choices(problem["loc"][:-1])) or "none here"
             yield f"{at}: there is no setting {_dotted(place)}; choose from: {choices}"
+        elif problem["type"] == "union_tag_not_found":
+            yield f"{at}: {_dotted(place)}.kind is missing: add it; choose from: {_kinds(problem['loc'])}"
         elif problem["type"] == "missing":
             yield f"{at}: {_dotted(place)} is missing: add it"
         else:
@@ -131,12 +133,13 @@ def _mistakes(error: "ValidationError", where: str, lines: dict[Place, int]) -> 
             yield f"{at}: {_dotted(place) or 'the recipe'}: {said}"
 
 
-def _is_tag(part: str | int, loc: Place, lines: dict[Place, int]) -> bool:
-    """Whether a part of pydantic's location is the kind of a union (`quantizer`, `ivfadc`, `lists`)."""
-    from index.quantizer import QUANTIZERS
-
-    at = loc.index(part)
-    return at > 0 and loc[at - 1] == "quantizer" and part in QUANTIZERS
+def _place(loc: Place, lines: dict[Place, int]) -> Place:
+    """A location of pydantic's without the kinds of unions in it (`quantizer`, `ivfadc`, `lists`)."""
+    place: Place = ()
+    for at, part in enumerate(loc):
+        if at == len(loc) - 1 or (*place, part) in lines:
+            place = (*place, part)
+    return place
 
 
 def _dotted(place: Place) -> str:
@@ -150,46 +153,57 @@ def _dotted(place: Place) -> str:
 class Setting:
     """One setting of a recipe.
 
-    place: dotted, such as `features.decode.longest_side`; kinds stand in brackets: `quantizer[ivfadc].lists`.
+    place: dotted, such as `features.decode.longest_side`; kinds stand in brackets: `quantizer[ivfadc].lists`,
+        and `*` for a label of your choice.
+    same_as: the place where the settings inside it are told; empty where they follow.
     """
 
     place: str
     field: "FieldInfo"
+    same_as: str = ""
 
     @property
     def described(self) -> str:
         """What it does, its unit and its cost; empty where the code does not say."""
         if self.place.endswith(".kind"):
             return "which kind the settings beside it are of"
-        return " ".join((self.field.description or "").split())
+        text = " ".join((self.field.description or "").split())
+        return f"{text} (inside: as `{self.same_as}`)" if self.same_as else text
 
     @property
     def default(self) -> str:
         """As it would stand in YAML; `required` where there is none."""
-        from pydantic import BaseModel
-
         if self.field.is_required():
             return "required"
         value = self.field.get_default(call_default_factory=True)
-        return "see below" if isinstance(value, BaseModel) else json.dumps(value)
+        try:
+            return json.dumps(value)
+        except TypeError:  # settings
+            return "see below"
 
 
 def all_settings() -> list[Setting]:
     """Every setting that a recipe can have, outer before inner, in the order of the code."""
     from index.recipe import Recipe
 
-    return list(_settings(Recipe, ""))
+    return list(_settings(Recipe, "", {}))
 
 
-def _settings(model: "type[BaseModel]", place: str) -> Iterator[Setting]:
+def _settings(model: "type[BaseModel]", place: str, told: "dict[type[BaseModel], str]") -> Iterator[Setting]:
+    """The settings of a model and all inside it; `told` says where those of a model were listed already."""
     for name, field in model.model_fields.items():
         here = f"{place}.{name}" if place else name
-        yield Setting(here, field)
         inner = _models(field.annotation)
+        again = [told[each] for each in inner if each in told]
+        yield Setting(here, field, again[0] if again else "")
+        within = f"{here}.*" if get_origin(field.annotation) is dict else here
         for each in inner:
             kind = each.model_fields.get("kind")
-            tag = f"[{get_args(kind.annotation)[0]}]" if kind is not None else ""
-            yield from _settings(each, here + tag)
+            several = kind is not None and len(get_args(kind.annotation)) == 1
+            tag = f"[{get_args(kind.annotation)[0]}]" if kind is not None and several else ""
+            if each not in told:
+                told[each] = within + tag
+                yield from _settings(each, within + tag, told)
 
 
 def _models(annotation: Any) -> "list[type[BaseModel]]":
@@ -203,20 +217,30 @@ def _models(annotation: Any) -> "list[type[BaseModel]]":
 
 def _choices(loc: Place) -> list[str]:
     """The settings at a place of pydantic's, kinds included in it."""
+    return sorted({name for model in _models_at(loc) for name in model.model_fields})
+
+
+def _kinds(loc: Place) -> str:
+    return ", ".join(str(model.model_fields["kind"].default) for model in _models_at(loc))
+
+
+def _models_at(loc: Place) -> "list[type[BaseModel]]":
     from index.recipe import Recipe
 
     models: list[type[BaseModel]] = [Recipe]
+    labelled = False  # the next part is a label or a number, not a setting
     for part in loc:
-        found = [
-            _models(model.model_fields[part].annotation) for model in models if part in model.model_fields
-        ]
-        if found:
-            models = [inner for group in found for inner in group]
+        fields = [model.model_fields[str(part)] for model in models if part in model.model_fields]
+        if labelled:
+            labelled = False
+        elif fields:
+            models = [inner for field in fields for inner in _models(field.annotation)]
+            labelled = any(get_origin(field.annotation) in (dict, tuple) for field in fields)
         else:  # a kind: only its own settings
             models = [
                 m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == part
             ]
-    return sorted({name for model in models for name in model.model_fields})
+    return models
 
 
 def settings_table() -> str:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from ingest.errors import BadInput, NotFound, Unavailable
 
 if TYPE_CHECKING:
+    from deploy.sheet_evidence import Heat
     from deploy.terminal import Output
+    from index.steps import Evidence, StepSettings
     from ingest.decode import Box
     from serve.query import ImageQuery
     from serve.searcher import Answer, Result, Searcher
@@ -25,6 +27,8 @@ def search(
     cache: Path,
     output: "Output",
     sheet: str | None = None,
+    rerank: str | None = None,
+    depth: int | None = None,
 ) -> dict[str, Any]:
     """Searches a gallery with images by path or URL; writes a contact sheet if asked to.
 
@@ -35,6 +39,7 @@ def search(
         NotFound: there is no such image, gallery or generation.
         BadInput: the box is wrong, or the gallery holds ready-made vectors.
     """
+    from deploy.step_options import chosen_steps
     from index.cache import Cache
     from ingest.gallery import open_gallery
     from ingest.store import Store
@@ -43,13 +48,14 @@ def search(
     area = parse_box(box) if box is not None else None
     opened = open_gallery(Store(gallery))
     with output.working("opening the gallery"), open_searcher(opened, generation, Cache(cache)) as searcher:
-        most = searcher.encoder.features.decode.max_bytes
-        queries = [_query(image, area, most) for image in images]
-        answers = searcher.search_images(queries, top, nprobe)
-        if searcher.encoder.warning:
-            output.warn(searcher.encoder.warning)
+        steps = chosen_steps(searcher.opened.generation.recipe, rerank, depth)
+        encoder = searcher.encoder_for(steps)
+        queries = [_query(image, area, encoder.features.decode.max_bytes) for image in images]
+        answers = searcher.search_images(queries, top, nprobe, steps)
+        if encoder.warning:
+            output.warn(encoder.warning)
         if sheet is not None:
-            left_out = _write_sheet(searcher, queries, answers, sheet)
+            left_out = _write_sheet(searcher, queries, answers, steps, sheet)
             output.say(f"wrote {sheet}" + (f" ({left_out})" if left_out else ""))
         number = searcher.opened.generation.number
     return {"generation": number, "queries": [answer_json(answer) for answer in answers]}
@@ -125,11 +131,18 @@ def _result_json(found: "Result") -> dict[str, Any]:
         "rank": found.rank,
         "image_id": found.image_id,
         "score": round(found.score, 6),
+        "similarity": round(found.similarity, 6),
+        "steps": [_evidence_json(each) for each in found.evidence],
         "uri": found.uri,
         "source": found.source,
         "key": found.key,
         "metadata": _finite(found.metadata),
     }
+
+
+def _evidence_json(evidence: "Evidence") -> dict[str, Any]:
+    figures = {name: round(value, 6) for name, value in evidence.figures.items()}
+    return {"step": evidence.kind, "added": round(evidence.added, 6), **figures}
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,11 +153,18 @@ def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write_sheet(
-    searcher: "Searcher", queries: "Sequence[ImageQuery]", answers: "Sequence[Answer]", sheet: str
+    searcher: "Searcher",
+    queries: "Sequence[ImageQuery]",
+    answers: "Sequence[Answer]",
+    steps: "Sequence[StepSettings]",
+    sheet: str,
 ) -> str | None:
     """Draws and writes a contact sheet; returns what was left out of it."""
     from deploy.sheet import draw_sheet
 
-    drawn = draw_sheet(queries, answers, searcher.catalogue.sources)
+    def heat_of(answer: "Answer", result: "Result") -> "Heat | None":
+        return searcher.correspondence(answer.seen, result.image_id, steps) if answer.seen else None
+
+    drawn = draw_sheet(queries, answers, searcher.catalogue.sources, heat_of=heat_of)
     drawn.save(Path(sheet))
     return drawn.left_out

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from deploy.sheet_evidence import HeatOf, chosen_pairs, draw_evidence
+from deploy.sheet_images import ResultImages
+from deploy.sheet_pairs import append_below
 from deploy.sheet_text import drawable, plain_font, printable, shortened
 from ingest.decode import Box, Decoded, DecodeSettings
 from ingest.decoder import Decoder
-from ingest.errors import BadInput, NotFound, ReseenError, Unavailable
-from ingest.outcomes import Outcome, Rejected
-from ingest.sources import Source, open_source
+from ingest.errors import BadInput
+from ingest.outcomes import Rejected
 from serve.query import ImageQuery
 from serve.searcher import Answer, Result
 
@@ -49,6 +51,9 @@ class SheetSettings(BaseModel):
     )
     columns: int = Field(
         default=8, ge=1, le=20, description="results of a query; the rest is left out, and said"
+    )
+    pairs: int = Field(
+        default=6, ge=0, le=20, description="pairs that are shown large, where steps have looked at pairs"
     )
 
 
@@ -134,13 +139,15 @@ def draw_sheet(
     sources: Mapping[str, str],
     settings: SheetSettings | None = None,
     label_of: LabelOf | None = None,
+    heat_of: HeatOf | None = None,
 ) -> Sheet:
-    """Draws queries and their answers.
+    """Draws queries and their answers, and below them, large, the best pairs that steps have looked at.
 
     Args:
         sources: URL of each source by name, as the catalogue has them.
         label_of: the label in a name (`deploy.labels.label_reader`). Where the query's name and a result's
             `SOURCE/KEY` both have one, the result is framed: green if they agree, red if not.
+        heat_of: where a query and a result correspond (`Searcher.correspondence`), if something tells it.
 
     Raises:
         BadInput: there is no query.
@@ -155,11 +162,14 @@ def draw_sheet(
     # A long panorama is thin on a tile, and still worth showing.
     decode = DecodeSettings(longest_side=settings.tile, shortest_side_least=1)
     with Decoder(decode) as decoder:
-        painter = _Painter(layout, decoder, _Images(sources, decode), label_of)
+        painter = _Painter(layout, decoder, ResultImages(sources, decode), label_of)
         for row, (query, answer) in enumerate(shown):
             painter.draw_row(row, query, answer)
         painter.draw_footer(left_out)
-    return Sheet(painter.image, layout, left_out)
+    pairs, width = chosen_pairs(shown, settings.pairs), painter.image.width - 2 * layout.margin
+    below = draw_evidence(pairs, sources, heat_of, width, layout.margin) if pairs else None
+    whole = painter.image if below is None else append_below(painter.image, below)
+    return Sheet(whole, layout, left_out)
 
 
 def _left_out(queries: int, results: int) -> str | None:
@@ -168,42 +178,12 @@ def _left_out(queries: int, results: int) -> str | None:
     return f"not shown: {' and '.join(parts)}" if parts else None
 
 
-@dataclass
-class _Images:
-    """The bytes of results, read through sources that are opened when they are first needed."""
-
-    sources: Mapping[str, str]
-    decode: DecodeSettings
-
-    def __post_init__(self) -> None:
-        self.opened: dict[str, Source | Rejected] = {}
-
-    def read(self, result: Result) -> bytes | Rejected:
-        source = self._source(result.source)
-        if isinstance(source, Rejected):
-            return source
-        try:
-            return source.read(result.key, self.decode.max_bytes)
-        except NotFound:
-            return Rejected(Outcome.MISSING, "image is gone")
-        except Unavailable:
-            return Rejected(Outcome.MISSING, "source does not answer")
-
-    def _source(self, name: str) -> Source | Rejected:
-        if name not in self.opened:
-            try:
-                found = open_source(f"{name}={self.sources[name]}")
-                no_image = Rejected(Outcome.MISSING, "a vector, no image")
-                self.opened[name] = found if isinstance(found, Source) else no_image
-            except (ReseenError, KeyError):
-                self.opened[name] = Rejected(Outcome.MISSING, "source is gone")
-        return self.opened[name]
-
-
 class _Painter:
     """A sheet being drawn."""
 
-    def __init__(self, layout: Layout, decoder: Decoder, images: _Images, label_of: LabelOf | None) -> None:
+    def __init__(
+        self, layout: Layout, decoder: Decoder, images: ResultImages, label_of: LabelOf | None
+    ) -> None:
         from PIL import Image, ImageDraw
 
         self.layout, self.decoder, self.images, self.label_of = layout, decoder, images, label_of

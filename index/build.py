@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from index.encodings import EncodingSet, encode, encodings_digest
-from index.fit import fit_gallery_encoder, fit_gallery_projection, fit_gallery_quantizer
+from index.fit import Fitting, fit_gallery_encoder, fit_gallery_projection, fit_gallery_quantizer
 from index.generation import Generation, Models, read_generation
 from index.pins import Pin, Renewing, earlier_fits, hold
 from index.publish import Proposal, check_present, publish
 from index.ready_made import ready_made_encodings
-from index.recipe import Recipe
+from index.recipe import Recipe, with_read_weights
 from index.shards import Shard, build_shards, plan_shards
 from ingest.catalogue import Catalogue, LiveRows, PartRef, live_rows, read_catalogue
 from ingest.errors import BadInput, Conflict, NotFound
@@ -18,6 +18,7 @@ from ingest.gallery import Gallery, follow
 from ingest.job import Job
 from ingest.records import digest_of
 from ingest.sources import Source
+from ingest.weights import ReadWeights
 
 _REPLANS = 20
 
@@ -58,17 +59,22 @@ def build(
         The generation in force: the newest one as it was, if there is nothing to add.
     """
     options = options or BuildOptions()
+    recipe, weights = with_read_weights(recipe, job.gallery)
     for _ in range(_REPLANS):
         try:
-            return follow(job.gallery, lambda: _build(job, recipe, sources, options))
+            return follow(job.gallery, lambda: _build(job, recipe, weights, sources, options))
         except Conflict:
             if options.replaces:
                 raise
     raise Conflict(f"{job.gallery.store.url} changes faster than this build can follow; run again later")
 
 
-def _build(job: Job, recipe: Recipe, sources: Mapping[str, Source], options: BuildOptions) -> Generation:
-    with hold(job.gallery, "manifests/", resumes=True) as pin:
+def _build(
+    job: Job, recipe: Recipe, weights: ReadWeights, sources: Mapping[str, Source], options: BuildOptions
+) -> Generation:
+    weighty = [f"models/{digest}/" for digest in sorted(recipe.weights)]
+    with hold(job.gallery, "manifests/", *weighty, resumes=True) as pin:
+        weights.keep(job.gallery)
         job = replace(job, progress=Renewing(job.progress, pin))
         base = job.gallery.generations.newest()
         catalogue = read_catalogue(job.gallery)
@@ -183,14 +189,13 @@ def _fit_encoder(plan: _Plan, live: LiveRows, features: str) -> tuple[str, str |
     if settings is None:
         raise BadInput(f"recipe {recipe.name!r} has no encoder")
     work = _work(plan, "encoder", settings.model_dump(mode="json"), features)
-    encoder = _recall(plan, work) or fit_gallery_encoder(job, catalogue, live, features, settings)
+    fitting = Fitting(job, catalogue, live, features)
+    encoder = _recall(plan, work) or fit_gallery_encoder(fitting, settings)
     _remember(plan, work, encoder)
     if recipe.projection is None:
         return encoder, None
     work = _work(plan, "projection", recipe.projection.model_dump(mode="json"), encoder)
-    projection = _recall(plan, work) or fit_gallery_projection(
-        job, catalogue, live, features, encoder, recipe.projection
-    )
+    projection = _recall(plan, work) or fit_gallery_projection(fitting, encoder, recipe.projection)
     _remember(plan, work, projection)
     return encoder, projection
 

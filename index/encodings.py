@@ -11,12 +11,13 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, Int32, Int64
 
-from index.encoders import Encoder, load_encoder
+from index.fused import ImageEncoder, load_encoder
 from index.projection import Projection
 from ingest.catalogue import PartRef, read_part
 from ingest.errors import NotFound
 from ingest.features import read_features
 from ingest.gallery import Gallery, encodings_path
+from ingest.image_features import ImageFeatures
 from ingest.job import Job
 from ingest.records import digest_of, sha256
 from ingest.tables import ObjectRef, decode_table, read_table, write_table
@@ -86,18 +87,19 @@ class _PartEncoder:
             ref = existing_encodings(self.job.gallery, self.digest, part.part)
         except NotFound:
             ids = read_part(self.job.gallery, part, ["image_id"])["image_id"].to_numpy()
-            found = list(read_features(self.job.gallery, self.job.features, part))
+            labels = self.encoder.labels
+            found = list(read_features(self.job.gallery, self.job.features, part.part, labels=labels))
             rows = np.array([row for row, _ in found], np.int32)
-            vectors = vectorise(self.encoder, self.projection, [local for _, local in found])
+            vectors = vectorise(self.encoder, self.projection, [features for _, features in found])
             ref = write_encodings(self.job.gallery, self.digest, part.part, rows, ids[rows], vectors)
         return part.part, ref, part.ref.rows
 
 
 def load_vectoriser(
     gallery: Gallery, encoder: str, projection: str | None
-) -> tuple[Encoder, Projection | None]:
+) -> tuple[ImageEncoder, Projection | None]:
     """The fitted encoder and projection that make a gallery's vectors, for gallery and query alike."""
-    from index.models import load_model
+    from ingest.models import load_model
 
     fitted = None
     if projection is not None:
@@ -106,16 +108,16 @@ def load_vectoriser(
 
 
 def vectorise(
-    encoder: Encoder, projection: Projection | None, local: Sequence[Mapping[str, np.ndarray]]
+    encoder: ImageEncoder, projection: Projection | None, images: Sequence[ImageFeatures]
 ) -> Float32[np.ndarray, "n d"]:
-    """L2-normalised vectors of images from their local features."""
+    """L2-normalised vectors of images from their features."""
     from threadpoolctl import threadpool_limits
 
-    vectors = np.empty((len(local), encoder.dim), np.float32)
+    vectors = np.empty((len(images), encoder.dim), np.float32)
     # One BLAS thread: the last bits of a product may depend on their number, and workers have one or many.
     with threadpool_limits(1, "blas"):
-        for place, features in enumerate(local):
-            vectors[place] = encoder.encode(features)
+        for place, features in enumerate(images):
+            vectors[place] = encoder.encode(features.by_label)
         return vectors if projection is None else projection.apply(vectors)
 
 

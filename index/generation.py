@@ -204,13 +204,18 @@ def _read_masks(
     return masks
 
 
+_DECIDING = (
+    *("reseen", "faiss-cpu", "faiss-gpu", "numpy"),
+    *("opencv-python-headless", "opencv-python", "pillow", "torch"),
+)
+
+
 def library_versions() -> dict[str, str]:
     """The versions of the libraries that decide results, for query and gallery to be compared."""
     from importlib.metadata import PackageNotFoundError, version
 
-    names = ("reseen", "faiss-cpu", "faiss-gpu", "numpy", "opencv-python-headless", "opencv-python", "pillow")
     found = {}
-    for name in names:
+    for name in _DECIDING:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

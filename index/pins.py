@@ -50,6 +50,7 @@ class Pin:
         """Writes the pin and renews its lease."""
         self.expires = time.time() + self.lease_s
         record = {
+            "pin": self.id,
             "kind": self.kind,
             "expires": int(self.expires),
             "prefixes": sorted(self.prefixes),
@@ -152,12 +153,22 @@ def read_pins(gallery: Gallery) -> dict[str, Mapping[str, Any]]:
         if not info.path.endswith(".json"):
             continue
         try:
-            pins[info.path] = unseal(gallery.store.read(info.path), gallery.store.where(info.path))
+            pins[info.path] = _read_pin(gallery, info.path)
         except NotFound:
             continue
         except Corrupt as error:
             raise Corrupt(f"{error} (or delete it, if no build, server or tag needs it)") from None
     return pins
+
+
+def _read_pin(gallery: Gallery, path: str) -> Mapping[str, Any]:
+    where = gallery.store.where(path)
+    pin = unseal(gallery.store.read(path), where)
+    if path != f"pins/{pin.get('pin')}.json":
+        raise Corrupt(
+            f"{where} holds pin {pin.get('pin')}: it was copied over this one; restore it from a copy"
+        )
+    return pin
 
 
 def live_pins(gallery: Gallery) -> dict[str, Mapping[str, Any]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64
@@ -22,6 +22,7 @@ class ProjectionSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    kind: Literal["pca"] = "pca"
     dim: int = Field(
         default=128,
         ge=1,
@@ -130,12 +131,11 @@ def fit_projection(vectors: Float32[np.ndarray, "n D"], settings: ProjectionSett
         mean = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
         variances, directions = _principal_directions(vectors - mean, settings.dim)
     if len(variances) == 0:
-        return _random_projection(vectors.shape[1], len(vectors), settings)
+        return random_projection(vectors.shape[1], len(vectors), settings.dim, settings.seed)
     if settings.whiten:
         directions /= np.sqrt(variances + settings.epsilon * variances.mean())[:, None]
-    return Projection(
-        mean, directions.astype(np.float32), settings.dim, _notes(len(variances), len(vectors), settings)
-    )
+    notes = notes_of_rank(len(variances), len(vectors), settings.dim)
+    return Projection(mean, directions.astype(np.float32), settings.dim, notes)
 
 
 def _principal_directions(
@@ -144,16 +144,20 @@ def _principal_directions(
     """The variances and unit directions of the first `dim` components with any variance, most first."""
     n = len(centred)
     dual = n < centred.shape[1]
-    variances, vectors = np.linalg.eigh((_gram(centred) if dual else _gram(centred.T)) / n)
-    rank = int((variances > _RANK_TOLERANCE * max(variances[-1], _NO_VARIANCE)).sum())
-    kept = min(dim, rank)
+    variances, vectors = np.linalg.eigh((gram(centred) if dual else gram(centred.T)) / n)
+    kept = min(dim, rank_of(variances))
     variances = variances[::-1][:kept]
     vectors = vectors[:, ::-1][:, :kept]
     directions = _from_dual(vectors, centred, variances * n) if dual else np.ascontiguousarray(vectors.T)
-    return variances, _with_fixed_signs(directions)
+    return variances, with_fixed_signs(directions)
 
 
-def _gram(rows: Float[np.ndarray, "m c"]) -> Float64[np.ndarray, "m m"]:
+def rank_of(variances: Float64[np.ndarray, "m"]) -> int:
+    """How many eigenvalues, given in ascending order, are more than rounding."""
+    return int((variances > _RANK_TOLERANCE * max(variances[-1], _NO_VARIANCE)).sum())
+
+
+def gram(rows: Float[np.ndarray, "m c"]) -> Float64[np.ndarray, "m m"]:
     """`rows rows^T` in float64, a block of columns at a time."""
     product = np.zeros((len(rows), len(rows)))
     for start in range(0, rows.shape[1], _CHUNK_COLUMNS):
@@ -176,27 +180,29 @@ def _from_dual(
     return directions
 
 
-def _with_fixed_signs(directions: Float64[np.ndarray, "d D"]) -> Float64[np.ndarray, "d D"]:
+def with_fixed_signs(directions: Float64[np.ndarray, "d D"]) -> Float64[np.ndarray, "d D"]:
+    """The same rows, those turned around (in place) whose largest component is negative."""
     largest = np.abs(directions).argmax(axis=1)
     signs = np.sign(directions[np.arange(len(directions)), largest])
     directions *= signs[:, None]
     return directions
 
 
-def _random_projection(D: int, n: int, settings: ProjectionSettings) -> Projection:
-    dim = min(settings.dim, D)
-    matrix = np.random.default_rng(settings.seed).standard_normal((dim, D), dtype=np.float32)
+def random_projection(D: int, n: int, dim: int, seed: int) -> Projection:
+    """Random directions, not centred, for n vectors that span none; says so in `notes`."""
+    matrix = np.random.default_rng(seed).standard_normal((min(dim, D), D), dtype=np.float32)
     note = (
         f"the projection is random: the {n} vector(s) that it was fitted on span no direction; "
         "refit when there are more images"
     )
-    return Projection(np.zeros(D, np.float32), matrix, settings.dim, (note,))
+    return Projection(np.zeros(D, np.float32), matrix, dim, (note,))
 
 
-def _notes(kept: int, n: int, settings: ProjectionSettings) -> tuple[str, ...]:
-    if kept == settings.dim:
+def notes_of_rank(kept: int, n: int, asked: int) -> tuple[str, ...]:
+    """What to say of a projection fitted on n vectors that has fewer components than asked."""
+    if kept == asked:
         return ()
     return (
-        f"the projection has {kept} components instead of {settings.dim}: the {n} vectors that it was "
+        f"the projection has {kept} components instead of {asked}: the {n} vectors that it was "
         "fitted on span no more; refit when there are more images",
     )

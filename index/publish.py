@@ -17,7 +17,7 @@ from index.recipe import Recipe
 from index.shards import Shard
 from ingest.catalogue import Catalogue, LiveRows, live_rows, read_catalogue
 from ingest.errors import Conflict, NotFound
-from ingest.gallery import Gallery
+from ingest.gallery import Gallery, model_path
 from ingest.job import Job
 from ingest.tables import read_manifest, read_table
 
@@ -265,8 +265,11 @@ def check_present(gallery: Gallery, generation: Generation) -> None:
             if ref.name not in have:
                 raise NotFound(f"{store.where(ref.name)} is gone: build again, so that it is made anew")
     for kind, digest in generation.models.fitted.items():
-        if not store.exists(f"models/{digest}/model.safetensors"):
+        if not store.exists(model_path(digest)):
             raise NotFound(f"the {kind} {digest} of {store.url} is gone: fit anew with reseen build --refit")
+    for digest in generation.recipe.weights:
+        if not store.exists(model_path(digest)):
+            raise NotFound(f"the weights {digest} of {store.url} are gone: build again with the recipe's file")
     for manifest in generation.manifests.values():
         if manifest is not None:
             read_manifest(store, manifest)

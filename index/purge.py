@@ -22,7 +22,7 @@ from index.publish import newest_generation, republish
 from index.ready_made import ready_made_name
 from ingest.catalogue import Catalogue, PartRef, commit_catalogue, read_catalogue, read_part, read_parts
 from ingest.errors import NotFound
-from ingest.features import blob_metadata, read_records
+from ingest.features import SCHEMA, FeatureTable, blob_metadata, laid_out
 from ingest.gallery import (
     Gallery,
     blob_path,
@@ -170,17 +170,16 @@ def _folders(gallery: Gallery, parts: Collection[str]) -> dict[str, list[tuple[s
 
 def _copy_features(gallery: Gallery, features: str, old: PartRef, new: str, kept: np.ndarray) -> None:
     """The features of a part's kept rows under the new part's name: what extracting them would give."""
-    table = read_table(gallery.store, features_path(features, old.part)).take(pa.array(kept))
-    arrays = dict(read_records(gallery, features, old, kept.tolist()))
-    rows, records, offset = table.to_pylist(), [], 0
-    for row, place in zip(rows, kept.tolist(), strict=True):
-        if place in arrays:
-            records.append(arrays[place])
-            row["offset"] = offset
-            offset += row["length"]
-    blob = b"".join(records)
+    found = FeatureTable(gallery, features, old.part)
+    rows = [found.rows[row] for row in kept.tolist()]
+    records = [
+        (place, stored[place["label"]])
+        for row, stored in found.records(kept.tolist())
+        for place in found.rows[row]["records"]
+    ]
+    blob = laid_out(records)
     ref = write_object(gallery.store, blob_path(features, new, sha256(blob)), blob)
-    fresh = pa.Table.from_pylist(rows, schema=table.schema).replace_schema_metadata(blob_metadata(ref))
+    fresh = pa.Table.from_pylist(rows, schema=SCHEMA).replace_schema_metadata(blob_metadata(ref))
     path = features_path(features, new)
     gallery.store.create(path, encode_table(fresh, path))
 

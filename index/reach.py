@@ -12,6 +12,7 @@ def objects_of_generation(gallery: Gallery, generation: Generation) -> set[str]:
     for shard in generation.shards:
         named.update((shard.index.name, shard.rows.name))
     named.update(model_path(digest) for digest in generation.models.fitted.values())
+    named.update(model_path(digest) for digest in generation.recipe.weights)
     catalogue = read_catalogue(gallery, generation.catalogue)
     named |= objects_of_catalogue(gallery, catalogue)
     named |= manifests_of_catalogue(gallery, generation.deletions)

@@ -4,15 +4,19 @@ The models of the parts stand beside the code that they set. What does not chang
 devices, caches) is not here.
 """
 
+from collections.abc import Sequence
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from index.encoders import EncoderSettings
-from index.projection import ProjectionSettings
+from index.expansion import ExpansionSettings
+from index.fused import AnyProjectionSettings, EncoderSettings, labels_read
 from index.quantizer import QuantizerSettings
+from index.steps import StepSettings
 from ingest.features import FeatureSettings
+from ingest.gallery import Gallery
 from ingest.records import digest_of
+from ingest.weights import ReadWeights, read_describers_weights, without_sources
 
 _ANY_VECTORS = 1024  # also for kinds that fit nothing: a few images drawn might all be rejects
 
@@ -43,10 +47,13 @@ class Recipe(BaseModel):
     name: str = Field(description="letters, digits, - and _", pattern=r"^[A-Za-z0-9_-]+$")
     features: FeatureSettings | None = Field(None, description="images to local features")
     encoder: EncoderSettings | None = Field(None, description="local features to one vector")
-    projection: ProjectionSettings | None = Field(
+    projection: AnyProjectionSettings | None = Field(
         None, description="fewer dimensions; null: the encoder's own"
     )
     quantizer: QuantizerSettings = Field(description="vectors to codes")
+    steps: tuple[StepSettings, ...] = Field(
+        (), description="what is done with the answers before they are given, in this order; [] for nothing"
+    )
     shard_rows: int = Field(
         1_000_000, ge=1, description="most vectors of a shard; memory while building = their codes, twice"
     )
@@ -58,7 +65,19 @@ class Recipe(BaseModel):
             raise ValueError("features and encoder go together: give both, or neither for ready-made vectors")
         if self.features is None and self.projection is not None:
             raise ValueError("ready-made vectors are not projected: reduce them before, or use opq_dim")
+        pairs = [step.kind for step in self.steps if not isinstance(step, ExpansionSettings)]
+        if self.features is None and pairs:
+            raise ValueError(
+                f"step {pairs[0]} looks at features, and ready-made vectors have none: leave it out"
+            )
+        if self.features is not None and self.encoder is not None:
+            _check_labels(self.features, self.encoder, self.steps)
         return self
+
+    @property
+    def weights(self) -> set[str]:
+        """The digests of the weights of all networks, as `ingest.weights` keeps them."""
+        return set() if self.features is None else self.features.weights
 
     @property
     def ready_made(self) -> bool:
@@ -77,12 +96,36 @@ class Recipe(BaseModel):
 
     @property
     def digest(self) -> str:
-        """The name of what the recipe computes; its own name, shard size, gate and nprobe are no part."""
-        computes = self.model_dump(mode="json", exclude={"name", "shard_rows", "gate"})
+        """The name of what the recipe computes: not of name, shard size, gate, steps and nprobe."""
+        computes = without_sources(
+            self.model_dump(mode="json", exclude={"name", "shard_rows", "gate", "steps"})
+        )
         computes["quantizer"].pop("nprobe", None)
         return digest_of(computes)
 
     @property
     def vectors_digest(self) -> str:
         """The name of what the recipe computes before the quantizer."""
-        return digest_of(self.model_dump(mode="json", include={"features", "encoder", "projection"}))
+        stages = {"features", "encoder", "projection"}
+        return digest_of(without_sources(self.model_dump(mode="json", include=stages)))
+
+
+def _check_labels(features: FeatureSettings, encoder: EncoderSettings, steps: Sequence[StepSettings]) -> None:
+    """Whatever is read is described: `ValueError` for pydantic, with the choices."""
+    wanted = {"encoder": labels_read(encoder)}
+    wanted |= {f"steps[{place}]": {step.reads} for place, step in enumerate(steps) if hasattr(step, "reads")}
+    for where, labels in wanted.items():
+        if missing := sorted(labels - features.describe.keys()):
+            raise ValueError(
+                f"{where} reads the features {', '.join(missing)}, and features.describe has only: "
+                f"{', '.join(sorted(features.describe))}; describe them, or set `reads`"
+            )
+
+
+def with_read_weights(recipe: Recipe, gallery: Gallery | None = None) -> tuple[Recipe, ReadWeights]:
+    """The recipe with the digests of its networks' weights, and the weights that were read for that."""
+    if recipe.features is None:
+        return recipe, ReadWeights({}, {})
+    read = read_describers_weights(recipe.features.describe, gallery)
+    features = recipe.features.model_copy(update={"describe": read.describe})
+    return recipe.model_copy(update={"features": features}), read

@@ -7,12 +7,12 @@ import numpy as np
 import pyarrow as pa
 
 from index.encodings import read_encodings
-from index.models import load_model
 from index.quantizer import Quantizer, serialise
 from ingest.catalogue import METADATA_PREFIX, PartRef, read_part
 from ingest.errors import Corrupt, NotFound
 from ingest.gallery import Gallery, shard_index_path, shard_rows_path
 from ingest.job import Job
+from ingest.models import load_model
 from ingest.records import digest_of, sha256
 from ingest.tables import ObjectRef, decode_table, write_object, write_table
 

@@ -5,15 +5,16 @@ from dataclasses import dataclass
 
 from index.encodings import read_encodings
 from index.generation import Generation, Models, read_generation
-from index.models import load_model
 from index.quantizer import deserialise
 from index.shards import Shard
 from ingest.catalogue import PartRef, read_catalogue, read_part
 from ingest.errors import Corrupt, NotFound
-from ingest.features import existing_features, read_features
+from ingest.features import FeatureTable, existing_features
 from ingest.gallery import Gallery
 from ingest.job import Job
+from ingest.models import load_model
 from ingest.tables import read_object, read_table
+from ingest.weights import KIND as WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def verify_tasks(gallery: Gallery, number: int | None = None) -> tuple[Generatio
     read_catalogue(gallery, generation.deletions)
     whats: list[PartRef | Shard | tuple[str, str]] = [
         *generation.models.fitted.items(),
+        *((WEIGHTS, digest) for digest in sorted(generation.recipe.weights)),
         *generation.shards,
         *parts,
     ]
@@ -87,7 +89,7 @@ def _checks(gallery: Gallery, task: VerifyTask) -> Iterator[Callable[[], object]
         yield lambda: read_encodings(gallery, models.encodings, what.part)
         if (features := models.features) is not None:
             yield lambda: existing_features(gallery, features, what)
-            yield lambda: list(read_features(gallery, features, what))
+            yield lambda: list(FeatureTable(gallery, features, what.part).records())
     elif isinstance(what, Shard):
         yield lambda: deserialise(read_object(gallery.store, what.index))
         yield lambda: read_table(gallery.store, what.rows)

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int64, Real
 from pydantic import BaseModel, ConfigDict, Field
 
 from index.codebook import Codebook, CodebookSettings
+from ingest.errors import BadInput
 from ingest.sift import rootsift
 
 Normalisation = Literal["l2", "ssr", "intra", "ssr+intra"]
+Preparation = Literal["rootsift", "l2"]
 
 
 class VladSettings(BaseModel):
@@ -20,6 +22,12 @@ class VladSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["vlad"] = "vlad"
+    reads: str = Field(default="local", description="label of the features that are encoded")
+    prepare: Preparation = Field(
+        default="rootsift",
+        description="what becomes of each descriptor first: RootSIFT (for SIFT), or its L2 norm (l2, for the "
+        "columns of maps and patches); none costs time worth counting",
+    )
     codebook: CodebookSettings = Field(default_factory=CodebookSettings, description="the words")
     normalise: Normalisation = Field(
         default="intra",
@@ -29,6 +37,27 @@ class VladSettings(BaseModel):
     mass: bool = Field(
         default=False, description="first divide each word's residual by its number of descriptors"
     )
+
+
+def prepared(descriptors: Real[np.ndarray, "n d"], how: Preparation) -> Float32[np.ndarray, "n d"]:
+    """Descriptors as they are stored, made ready for words: (n, d) float32, of unit length or zero.
+
+    Args:
+        descriptors: (n, d); uint8 for rootsift, any real type for l2.
+
+    Raises:
+        BadInput: RootSIFT of descriptors that are not SIFT's.
+    """
+    if how == "rootsift":
+        if descriptors.dtype != np.uint8:
+            raise BadInput(
+                f"RootSIFT is made of uint8 descriptors, got {descriptors.dtype}: set `prepare: l2` in the "
+                "encoder for features of a network, or let it read SIFT features"
+            )
+        return rootsift(descriptors)
+    rows = descriptors.astype(np.float32)
+    rows /= _safe_norms(rows)
+    return rows
 
 
 def vlad(
@@ -96,14 +125,15 @@ class Vlad:
         return self.codebook.notes
 
     def encode(self, local: Mapping[str, np.ndarray]) -> Float32[np.ndarray, "kd"]:
-        """The L2-normalised VLAD of an image's RootSIFT descriptors.
+        """The L2-normalised VLAD of an image's descriptors, prepared as the settings say.
 
         Args:
-            local: what `ingest.sift.describe` returns; `descriptors` (n, d) uint8 is read. n > 0: an image
-                without key points is rejected as `no_features` before it gets here (with n = 0 the
-                result is the zero vector, which scores 0 against everything).
+            local: arrays of the features that `reads` names; `descriptors` (n, d) is read: uint8 for
+                RootSIFT, any real type for l2. n > 0: an image without key points is rejected as
+                `no_features` before it gets here (with n = 0 the result is the zero vector, which scores 0
+                against everything).
         """
-        descriptors = rootsift(local["descriptors"])
+        descriptors = prepared(local["descriptors"], self.settings.prepare)
         words = self.codebook.assign(descriptors)
         residuals = vlad(descriptors, words, self.codebook.centroids)
         if self.settings.mass:

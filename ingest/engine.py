@@ -28,7 +28,10 @@ TRIES_UNAVAILABLE = 3
 
 
 class Worker(Protocol[TaskIn, ResultOut]):
-    """What a worker process needs to know: a dataclass of settings and a `Store`, cheap to pickle."""
+    """What a worker process needs to know: a dataclass of settings and a `Store`, cheap to pickle.
+
+    One that has an attribute `wants_gpu`, and it is true, gets a GPU to itself where the cluster has some.
+    """
 
     def start(self) -> Callable[[TaskIn], ResultOut]:
         """Loads models, opens decoders; called once in each worker process.
@@ -88,7 +91,7 @@ def open_engine(
     kind: Literal["ray", "inline"],
     workers: int | None = None,
     *,
-    gpu: bool = False,
+    gpu: bool | None = None,
     address: str | None = None,
     max_deaths: int = 8,
     patience_s: float = 60.0,
@@ -98,9 +101,10 @@ def open_engine(
     Args:
         kind: `inline`, or `ray`: joins the cluster at `address`, or starts Ray on this machine and shuts it
             down at the end. Inside a program that is connected to Ray already, that connection is used.
-        workers: worker processes; by default one for each processor of the cluster, or each GPU with
-            `gpu`. Workers x threads = processors. A worker takes 0.2 GB before it has loaded anything.
-        gpu: each worker holds one GPU, and sees no other. Without it a worker sees none.
+        workers: worker processes; by default one for each processor of the cluster, or each GPU where workers
+            hold one. Workers x threads = processors. A worker takes 0.2 GB before it has loaded anything.
+        gpu: whether workers that want one hold a GPU, and see no other: True, and it is an error if there is
+            none; False; None where the cluster has some. Others see none.
         address: the cluster to join (`deploy` passes what `RAY_ADDRESS` names); None starts Ray here. It is
             never looked for: Ray's own search would join any cluster that somebody left on this machine.
         max_deaths: how many workers in a row may die on one task, or while they start.

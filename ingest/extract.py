@@ -15,10 +15,25 @@ _ENOUGH_TO_JUDGE = 200  # images, before a high share of rejects stops a run ear
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """The features of a catalogue: their digest, and what each part has."""
+    """The features of a catalogue: their digest, and what each part has.
+
+    seconds: by stage, of all workers together; of the parts that this run worked on, `described` rows.
+    """
 
     digest: str
     parts: Mapping[str, PartFeatures]
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        total: dict[str, float] = {}
+        for part in self.parts.values():
+            for stage, seconds in part.seconds.items():
+                total[stage] = total.get(stage, 0.0) + seconds
+        return total
+
+    @property
+    def described(self) -> int:
+        return sum(part.rows for part in self.parts.values() if part.seconds)
 
     @property
     def outcomes(self) -> Counter[str]:
@@ -49,7 +64,7 @@ def extract(
     """
     done: dict[str, PartFeatures] = {}
     outcomes: Counter[str] = Counter(before or {})
-    worker = ExtractWorker(job.gallery, sources, settings)
+    worker = ExtractWorker(job.gallery, sources, settings, job.compute)
     with job.progress.stage("describe", catalogue.rows) as stage:
         for part in job.engine.map(worker, catalogue.parts):
             done[part.part] = part

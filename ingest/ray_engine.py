@@ -12,7 +12,7 @@ from ingest.ray_run import Plan, RayRun
 
 @contextmanager
 def open_ray_engine(
-    workers: int | None, gpu: bool, address: str | None, max_deaths: int, patience_s: float
+    workers: int | None, gpu: bool | None, address: str | None, max_deaths: int, patience_s: float
 ) -> Iterator["RayEngine"]:
     """See `ingest.engine.open_engine`."""
     import ray
@@ -22,7 +22,7 @@ def open_ray_engine(
     if started_here:
         _init(address)
     try:
-        engine = RayEngine(_plan(workers, gpu), max_deaths, patience_s)
+        engine = RayEngine(*_plans(workers, gpu), max_deaths, patience_s)
         try:
             yield engine
         finally:
@@ -48,7 +48,8 @@ def _init(address: str | None) -> None:
     ray._private.worker._worker_logs_enabled = False
 
 
-def _plan(workers: int | None, gpu: bool) -> Plan:
+def _plans(workers: int | None, gpu: bool | None) -> tuple[Plan, Plan]:
+    """The plan of workers that use processors alone, and of those that want a GPU."""
     import ray
 
     resources = ray.cluster_resources()
@@ -57,7 +58,10 @@ def _plan(workers: int | None, gpu: bool) -> Plan:
         raise BadInput("the cluster has no GPU: leave out the request for GPUs, or add a node that has one")
     if gpu and (workers or 0) > gpus:
         raise BadInput(f"{workers} workers cannot have a GPU each: the cluster has {gpus}; ask for fewer")
-    return plan(workers, cpus, gpus if gpu else None)
+    alone = plan(workers, cpus, None)
+    if gpu is False or gpus == 0:
+        return alone, alone
+    return alone, plan(min(workers or gpus, gpus), cpus, gpus)
 
 
 def plan(workers: int | None, cpus: float, gpus: int | None) -> Plan:
@@ -79,15 +83,16 @@ def plan(workers: int | None, cpus: float, gpus: int | None) -> Plan:
 class RayEngine:
     """See `ingest.engine.Engine`."""
 
-    def __init__(self, plan: Plan, max_deaths: int, patience_s: float) -> None:
+    def __init__(self, plan: Plan, gpu_plan: Plan, max_deaths: int, patience_s: float) -> None:
         self.workers = plan.workers
-        self._plan = plan
+        self._plan, self._gpu_plan = plan, gpu_plan
         self._max_deaths = max_deaths
         self._patience_s = patience_s
         self._runs: list[RayRun] = []
 
     def map(self, worker: Worker[Task, Result], tasks: Iterable[Task]) -> Iterator[Result]:
-        run = RayRun(self._plan, self._max_deaths, self._patience_s, worker)
+        plan = self._gpu_plan if getattr(worker, "wants_gpu", False) else self._plan
+        run = RayRun(plan, self._max_deaths, self._patience_s, worker)
         self._runs.append(run)
         try:
             yield from run.results(iter(tasks))

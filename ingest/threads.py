@@ -65,6 +65,22 @@ def fixed_threads(threads: int) -> Iterator[None]:
                 _set_count(name, count)
 
 
+@contextmanager
+def torch_threads(threads: int | None) -> Iterator[None]:
+    """A block in which torch computes with so many threads on the CPU; None leaves it as it is. Cheap."""
+    import torch
+
+    before = torch.get_num_threads()
+    if threads is None or threads == before:
+        yield
+        return
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _counts() -> dict[str, int]:
     """The thread counts of those libraries that keep one of their own and are imported."""
     counts = {}

@@ -1,23 +1,26 @@
 """Query images become vectors, by the very functions that made the gallery's."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-import numpy as np
-from jaxtyping import Float32
-
-from index.encoders import Encoder
 from index.encodings import load_vectoriser, vectorise
+from index.fused import ImageEncoder
 from index.generation import Generation, library_versions
 from index.projection import Projection
+from index.steps import Query
+from ingest.compute import Compute
 from ingest.decode import Box, Decoded
 from ingest.decoder import Decoder
+from ingest.describe import ImageDescriber, LoadWeights
 from ingest.errors import BadInput
-from ingest.features import FeatureSettings, describe_image
+from ingest.features import FeatureSettings
 from ingest.gallery import Gallery
 from ingest.outcomes import Rejected
+from ingest.weights import weights_loader
+
+QUERY_COMPUTE = Compute(threads=None)  # one image at a time: all processors for it
 
 # Two packages of one library: the same version of either gives the same results.
 _SAME_LIBRARY = {
@@ -43,7 +46,11 @@ class ImageQuery:
 
 
 class QueryEncoder:
-    """Images to L2-normalised vectors. A context manager; calls from several threads take turns.
+    """Images to vectors and features. A context manager; calls from several threads take turns.
+
+    Args:
+        features: how the gallery's images were described.
+        labels: what is described besides what the encoder reads, for steps that look at pairs.
 
     Attributes:
         warning: a sentence where the libraries that decide results are not those that built the gallery.
@@ -52,35 +59,41 @@ class QueryEncoder:
     def __init__(
         self,
         features: FeatureSettings,
-        encoder: Encoder,
+        encoder: ImageEncoder,
         projection: Projection | None,
+        load_weights: LoadWeights,
+        labels: Collection[str] = (),
+        compute: Compute = QUERY_COMPUTE,
         warning: str | None = None,
     ) -> None:
         self.features = features
         self.warning = warning
         self._encoder, self._projection = encoder, projection
         self._decoder = Decoder(features.decode)
+        wanted = encoder.labels | set(labels)
+        described = {label: settings for label, settings in features.describe.items() if label in wanted}
+        self._describer = ImageDescriber(described, load_weights, compute)
         self._lock = threading.Lock()
 
-    def encode(self, queries: Sequence[ImageQuery]) -> list[Float32[np.ndarray, " d"] | Rejected]:
-        """One vector, or the reason why there is none, for each query, in their order.
+    def encode(self, queries: Sequence[ImageQuery]) -> list[Query | Rejected]:
+        """Vector and features, or the reason why there are none, for each query, in their order.
 
         A query's vector does not depend on the others. Decoding runs ahead of describing. Memory: two
-        decoded images at a time, and the vectors.
+        decoded images at a time, and what was found in all.
 
         Raises:
             BadInput: a box is empty or outside its image; the query is named.
         """
-        found: list[np.ndarray | Rejected | None] = [None] * len(queries)
+        found: list[Query | Rejected | None] = [None] * len(queries)
         whole = [place for place, query in enumerate(queries) if query.box is None]
         with self._lock:
             decoded = self._decoder.decode_ahead(queries[place].data for place in whole)
             for place, image in zip(whole, decoded, strict=True):
-                found[place] = self._vector(image)
+                found[place] = self._query(image)
             for place, query in enumerate(queries):
                 if query.box is not None:
-                    found[place] = self._vector(self._decode_box(query, query.box))
-        return [vector for vector in found if vector is not None]
+                    found[place] = self._query(self._decode_box(query, query.box))
+        return [each for each in found if each is not None]
 
     def _decode_box(self, query: ImageQuery, box: Box) -> Decoded | Rejected:
         try:
@@ -88,13 +101,12 @@ class QueryEncoder:
         except BadInput as error:
             raise BadInput(f"{query.name or 'the query'}: {error}") from error
 
-    def _vector(self, image: Decoded | Rejected) -> Float32[np.ndarray, " d"] | Rejected:
-        local = image if isinstance(image, Rejected) else describe_image(image, self.features)
-        if isinstance(local, Rejected):
-            return local
+    def _query(self, image: Decoded | Rejected) -> Query | Rejected:
+        features = image if isinstance(image, Rejected) else self._describer.describe([image])[0]
+        if isinstance(features, Rejected):
+            return features
         # One at a time: the last bits of a product depend on how many vectors are multiplied at once.
-        vector: np.ndarray = vectorise(self._encoder, self._projection, [local])[0]
-        return vector
+        return Query(vectorise(self._encoder, self._projection, [features])[0], features)
 
     def close(self) -> None:
         """Ends the decoding process; encoding afterwards raises `BadInput`."""
@@ -107,8 +119,10 @@ class QueryEncoder:
         self.close()
 
 
-def open_query_encoder(gallery: Gallery, generation: Generation) -> QueryEncoder:
-    """The encoder of a generation's queries: its recipe's settings and its fitted models.
+def open_query_encoder(
+    gallery: Gallery, generation: Generation, labels: Collection[str] = (), compute: Compute = QUERY_COMPUTE
+) -> QueryEncoder:
+    """The encoder of a generation's queries: its recipe's settings, its fitted models and its weights.
 
     Raises:
         BadInput: the gallery's vectors came ready-made.
@@ -121,7 +135,10 @@ def open_query_encoder(gallery: Gallery, generation: Generation) -> QueryEncoder
             "search by vector instead of by image"
         )
     encoder, projection = load_vectoriser(gallery, models.encoder, models.projection)
-    return QueryEncoder(recipe.features, encoder, projection, version_warning(generation.versions))
+    warning = version_warning(generation.versions)
+    return QueryEncoder(
+        recipe.features, encoder, projection, weights_loader(gallery), labels, compute, warning
+    )
 
 
 def version_warning(built: Mapping[str, str], here: Mapping[str, str] | None = None) -> str | None:

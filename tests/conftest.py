@@ -151,10 +151,11 @@ def ray_cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")  # no token file in the home folder
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.delenv("RAY_ADDRESS", raising=False)  # never somebody's real cluster
+        patch.delenv("RAY_ADDRESS", raising=False)
         import ray
 
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        # Never somebody's cluster: left to itself, Ray joins whatever was started last on this machine.
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
         try:
             yield
         finally:

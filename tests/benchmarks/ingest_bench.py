@@ -18,7 +18,7 @@ import numpy as np
 from deploy.recipes import load_recipe
 from index.codebook import Codebook, CodebookSettings, fit_codebook
 from index.encodings import encode, read_encodings
-from index.models import save_model
+from ingest.models import save_model
 from index.vlad import Vlad, VladSettings
 from ingest.engine import Engine, open_engine
 from ingest.extract import extract
@@ -155,7 +155,7 @@ class IngestBench:
     def _kernel(self, files: list[str]) -> Watched:
         settings = load_recipe("sift-vlad").features
         assert settings is not None
-        numbers = (str(settings.decode.longest_side), str(settings.describe.max_keypoints))
+        numbers = (str(settings.decode.longest_side), str(settings.describe["local"].max_keypoints))
         centroids = str(self.work / "centroids.npy")
         return watched(
             "tests.benchmarks.bare", str(self.niceness), centroids, *numbers, *files, environment=bare.THREADS
@@ -186,8 +186,8 @@ def fitted_encoder(files: Path, work: Path, words: int) -> Vlad:
     catalogue = replace(catalogue, parts=catalogue.parts[:1])
     with open_engine("inline") as engine:
         features = extract(Job(gallery, engine, SilentProgress()), catalogue, settings, {source.name: source})
-    found = read_features(gallery, features.digest, catalogue.parts[0])
-    descriptors = np.concatenate([rootsift(local["descriptors"]) for _, local in found])
+    found = read_features(gallery, features.digest, catalogue.parts[0].part)
+    descriptors = np.concatenate([rootsift(image.of("local")["descriptors"]) for _, image in found])
     codebook = fit_codebook(descriptors, CodebookSettings(words=words, iterations=5))
     return Vlad(Codebook(codebook.centroids, words), VladSettings())
 

@@ -6,6 +6,7 @@ Both sides of a ratio are measured in one run, in turns. Nothing here asserts se
 """
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -20,6 +21,7 @@ SECTIONS = ("ingest", "million")
 
 def main() -> None:
     arguments = _arguments()
+    os.environ.pop("RAY_ADDRESS", None)  # the figures are of this machine
     with tempfile.TemporaryDirectory(prefix="reseen-benchmarks-") as folder:
         for name, section in _sections(arguments, Path(folder)).items():
             if name in arguments.only:

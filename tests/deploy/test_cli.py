@@ -18,12 +18,13 @@ from typer.testing import CliRunner, Result
 from deploy.cli import app
 from ingest.sources import Source, open_source
 from ingest.store import Store
+from tests.drivers import end_session, processes_of
 
 SCENES = "synthetic:scenes=8,views=3,distractors=12,size=160"
 LABELS = r"/((?:facade|object)-\d+)/"
 RECIPE = """
 name: small
-features: {describe: {max_keypoints: 200}}
+features: {describe: {local: {kind: sift, max_keypoints: 200}}}
 encoder: {kind: vlad, codebook: {words: 16, sample_descriptors: 4096}}
 quantizer: {kind: flat}
 """
@@ -281,7 +282,7 @@ def test_mistakes_of_the_caller_are_exit_code_2(
     refused(2, "four numbers", "search", image, "-g", built, "--box", "1,2,3")
     refused(2, "is empty", "search", image, "-g", built, "--box", "9,9,3,3")
     refused(2, "holds no pixel", "search", image, "-g", built, "--box", "900,900,990,990")
-    refused(2, "choose from sift-vlad", "build", "-g", built, "-r", "nothing")
+    refused(2, "choose from .*sift-vlad", "build", "-g", built, "-r", "nothing")
     refused(2, "choose labels", "evaluate", "-g", built, "--label-pattern", "x", "--protocol", "oxford")
     refused(2, "no regular expression", "evaluate", "-g", built, "--label-pattern", "(")
     refused(2, "needs --engine ray", "build", "-g", built, "-r", recipe, "--engine", "inline", "--workers", 2)
@@ -412,6 +413,20 @@ def test_fewer_than_256_vectors_make_an_exact_index_and_that_is_said(
     assert ["the index is flat" in note for note in found] == [True] * notes
 
 
+def test_an_index_below_its_gate_is_not_published_and_the_reason_is_printed(tmp_path: Path) -> None:
+    file, poor = tmp_path / "base.npy", tmp_path / "poor.yaml"
+    np.save(file, np.random.default_rng(0).standard_normal((800, 16)).astype(np.float32))
+    poor.write_text(
+        "name: poor\ngate: {recall: 1.0}\n"
+        "quantizer: {kind: ivfadc, lists: 8, nprobe: 1, code_bytes: 1, opq: false}\n"
+    )
+    inline = ("-g", tmp_path / "g", "-r", poor, "--engine", "inline")
+    ok("ingest", f"vectors:{file}", *inline)
+    told = r"nothing is published: .* top 100 for [0-9.]+%, and recipe 'poor' demands 100\.0%; spend more"
+    refused(1, told, "build", *inline, "--quiet")
+    assert ok("generations", "list", "-g", tmp_path / "g")["generations"] == []
+
+
 def test_images_of_which_none_is_usable_cannot_be_built(tmp_path: Path, recipe: Path) -> None:
     from PIL import Image
 
@@ -437,34 +452,48 @@ def test_help_answers_without_the_heavy_libraries() -> None:
 
 
 def _process(*arguments: object, environment: dict[str, str] | None = None) -> "subprocess.Popen[str]":
+    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     return subprocess.Popen(
         [sys.executable, "-m", "deploy.cli", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={**os.environ, **(environment or {})},
+        env={**inherited, "RAY_AUTH_MODE": "disabled", **(environment or {})},
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "engine"),
+    [
+        (signal.SIGINT, "inline"),
+        (signal.SIGTERM, "inline"),
+        pytest.param(signal.SIGINT, "ray", marks=pytest.mark.ray),
+    ],
+)
 def test_an_ingest_that_is_stopped_goes_on_to_the_same_gallery(
-    number: signal.Signals, tmp_path: Path, recipe: Path
+    number: signal.Signals, engine: str, tmp_path: Path, recipe: Path
 ) -> None:
     source = "synthetic:scenes=20,views=3,distractors=20,size=160"
     stopped, undisturbed = tmp_path / "stopped", tmp_path / "undisturbed"
 
-    def command(gallery: Path) -> tuple[object, ...]:
-        return ("ingest", source, "-g", gallery, "-r", recipe, "--engine", "inline", "--part-images", 4)
+    def command(gallery: Path, engine: str = "inline") -> tuple[object, ...]:
+        return ("ingest", source, "-g", gallery, "-r", recipe, "--engine", engine, "--part-images", 4)
 
-    process = _process(*command(stopped))
-    deadline = time.monotonic() + 120
-    while not list(stopped.glob("features/*/*.parquet")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.killpg(process.pid, number)  # as a terminal does: every process of the group
-    out, err = process.communicate(timeout=60)
+    process = _process(*command(stopped, engine))
+    try:
+        deadline = time.monotonic() + 120
+        while not list(stopped.glob("features/*/*.parquet")):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(process.pid, number)  # as a terminal does: every process of the group
+        out, err = process.communicate(timeout=60)
+        while processes_of(process.pid):  # its workers and decoders end too
+            assert time.monotonic() < deadline + 60
+            time.sleep(0.05)
+    finally:
+        end_session(process.pid)
     assert process.returncode == 130
     assert out == ""
     assert "goes on from there" in err

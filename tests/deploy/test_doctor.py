@@ -1,6 +1,6 @@
 """The doctor: each thing that can be wrong with an environment is found, named and answered with advice."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +8,23 @@ import pytest
 from deploy import doctor
 from deploy.doctor import Finding, Surroundings
 from ingest.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine with so many GPUs."""
+
+    gpus: int = 0
+
+    def cuda_available(self) -> bool:
+        return self.gpus > 0
+
+    def device_count(self) -> int:
+        return self.gpus
+
+    def bf16(self) -> bool:
+        return True
+
 
 GOOD = Surroundings(
     python=(3, 12, 1),
@@ -20,7 +37,7 @@ GOOD = Surroundings(
         "adlfs": "1",
     }.get,
     which=lambda name: None,
-    gpus=lambda: 0,
+    devices=Machine(),
     free_bytes=lambda folder: 100 * 2**30,
     environment={},
 )
@@ -49,11 +66,11 @@ BROKEN = {
         "wrong",
         "uninstall all",
     ),
-    "a GPU that faiss cannot use": (
+    "a GPU that torch cannot use": (
         replace(GOOD, which=lambda name: f"/usr/bin/{name}"),
         "gpu",
         "note",
-        "faiss-gpu",
+        "build of torch for CUDA",
     ),
     "a full disk": (replace(GOOD, free_bytes=lambda folder: 2**20), "disk", "wrong", "TMPDIR"),
     "no object stores": (replace(GOOD, installed={"faiss-cpu": "1"}.get), "stores", "note", "s3,gcs,azure"),
@@ -68,6 +85,14 @@ def test_what_is_wrong_is_named_with_advice(case: str) -> None:
     finding = states(here)[name]
     assert finding.state == state
     assert re.search(advice, finding.advice)
+
+
+def test_it_says_what_device_each_part_will_use() -> None:
+    found = states(replace(GOOD, devices=Machine(gpus=2)))
+    assert found["gpu"].found == "2 that torch can use"
+    assert found["devices"].found.startswith("networks on one of 2 GPUs a worker in float16")
+    assert "search on the CPU" in found["devices"].found
+    assert states(GOOD)["devices"].found.startswith("networks on the CPU in float32")
 
 
 def test_a_check_that_breaks_is_a_finding_and_the_others_still_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ def _png(colour: tuple[int, int, int], size: tuple[int, int] = (64, 64)) -> byte
 
 
 def _result(key: str, rank: int, source: str = "photos") -> Result:
-    return Result(rank, 1 / rank, f"/photos/{key}", source, key, {}, rank)
+    return Result(rank, 1 / rank, f"/photos/{key}", source, key, {}, rank, 1 / rank)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ Exit codes: 0; 1 if a target is missed; 2 if the photographs are not at hand.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ NEEDED = ("data/smvs_dvd", "data/dvd_extra", "data/bad_images.tar.gz")
 
 def main() -> None:
     arguments = _arguments()
+    os.environ.pop("RAY_ADDRESS", None)  # the figures are of this machine
     missing = [name for name in NEEDED if not (arguments.shared / name).exists()]
     if missing:
         print(

@@ -25,6 +25,8 @@ Fault = Stop | Error
 STOPS: tuple[Stop, ...] = ("stop_before", "stop_within", "stop_after")
 ERRORS: tuple[Error, ...] = ("io_error", "no_space", "timeout", "lost_reply")
 FAULTS: tuple[Fault, ...] = (*STOPS, *ERRORS)
+STAYING: tuple[tuple[Error, int | None], ...] = tuple((error, None) for error in ERRORS)
+PASSING: tuple[tuple[Error, int | None], ...] = (("io_error", 1), ("timeout", 1), ("lost_reply", 1))
 WRITES = ("create", "replace", "delete")
 
 

@@ -4,11 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 
 from ingest.engine import open_engine
 from ingest.errors import BadInput, OverBudget, Unavailable
+from tests.drivers import driver, processes_of
 
 pytestmark = pytest.mark.ray
 
@@ -180,22 +182,10 @@ def test_no_room_is_said(ray_cluster: Any, tmp_path: Path) -> None:
 # -- drivers in processes of their own ------------------------------------------------------------------
 
 
-def driver(script: str, *arguments: object, folder: Path) -> "subprocess.Popen[str]":
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    environment |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    command = [sys.executable, "-P", "-c", textwrap.dedent(script), *map(str, arguments)]
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-
-
 @pytest.fixture
-def work(tmp_path: Path) -> Iterator[Path]:
+def work(tmp_path: Path) -> Path:
     (tmp_path / "work").mkdir()
-    yield tmp_path / "work"
-    for pid in pids(tmp_path / "work"):
-        if alive(pid):
-            os.kill(pid, signal.SIGKILL)
+    return tmp_path / "work"
 
 
 INTERRUPTED = """
@@ -219,13 +209,35 @@ INTERRUPTED = """
 
 
 def test_ctrl_c_leaves_nothing_behind(tmp_path: Path, work: Path) -> None:
-    process = driver(INTERRUPTED, work, folder=tmp_path)
-    wait_for(lambda: len(pids(work)) == 4, 60)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode != 0
-    assert "KeyboardInterrupt" in errors.splitlines()[-1]
-    wait_for(lambda: not any(alive(pid) for pid in pids(work)))
+    with driver(INTERRUPTED, work, folder=tmp_path) as process:
+        wait_for(lambda: len(pids(work)) == 4, 60)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode != 0
+        assert "KeyboardInterrupt" in errors.splitlines()[-1]
+        wait_for(lambda: not any(alive(pid) for pid in pids(work)))
+
+
+HANGING = """
+    import sys, time
+    from pathlib import Path
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    (Path(sys.argv[1]) / "writing").write_text(cluster.address)
+    (Path(sys.argv[1]) / "writing").rename(Path(sys.argv[1]) / "ready")
+    time.sleep(600)
+"""
+
+
+def test_a_driver_of_a_test_leaves_nothing_behind(tmp_path: Path, work: Path) -> None:
+    """Neither processes nor the file by which every `ray.init` on this machine would join its cluster."""
+    told = Path(tempfile.gettempdir()) / "ray" / "ray_current_cluster"
+    with driver(HANGING, work, folder=tmp_path) as process:
+        wait_for((work / "ready").exists, 60)
+        assert len(processes_of(process.pid)) > 3
+        assert not told.exists() or told.read_text() != (work / "ready").read_text()
+    assert processes_of(process.pid) == []
 
 
 NODE_LOSS = """
@@ -246,7 +258,7 @@ NODE_LOSS = """
                 return task, node, b"large results lie on the node that made them" * 10_000
             return run
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     cluster.wait_for_nodes()
     before, after = set(), set()
@@ -267,8 +279,8 @@ NODE_LOSS = """
 
 
 def test_a_run_survives_the_loss_of_a_node(tmp_path: Path, work: Path) -> None:
-    process = driver(NODE_LOSS, work, folder=tmp_path)
-    output, errors = process.communicate(timeout=120)
+    with driver(NODE_LOSS, work, folder=tmp_path) as process:
+        output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     assert output.split() == ["True", "3", "2"]  # and nothing of Ray's own
 

@@ -40,9 +40,12 @@ def small_recipe(
     return Recipe.model_validate(
         {
             "name": f"small-{kind}",
-            "features": {"decode": {"longest_side": 96}, "describe": {"max_keypoints": 40}},
+            "features": {
+                "decode": {"longest_side": 96},
+                "describe": {"local": {"kind": "sift", "max_keypoints": 40}},
+            },
             "encoder": {"kind": "vlad", "codebook": {"words": words, "sample_descriptors": 4000}},
-            "projection": {"dim": 16},
+            "projection": {"kind": "pca", "dim": 16},
             "quantizer": _IVFADC if kind == "ivfadc" else {"kind": kind},
             "shard_rows": shard_rows,
             "gate": {"recall": 0.0, "queries": 8},
@@ -184,9 +187,11 @@ class Album:
 
 
 class HereDecoder:
-    """`ingest.decoder.Decoder` without its process, which takes a third of a second to start."""
+    """`ingest.decoder_pool.DecoderPool` without its processes, which take a third of a second to start."""
 
-    def __init__(self, settings: DecodeSettings) -> None:
+    processes = 1
+
+    def __init__(self, settings: DecodeSettings, processes: int = 1) -> None:
         self.settings = settings
 
     def decode(self, data: bytes, box: Box | None = None) -> Decoded | Rejected:

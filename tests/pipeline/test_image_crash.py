@@ -1,8 +1,8 @@
 """The laws of `tests/faults/test_crash.py` for images: listing, describing, fitting, encoding, purging.
 
-The process dies at storage operations of an ingest, a build or a purge, or collects garbage in between;
-a reader gets exactly the old or the new answers; a rerun gives an undisturbed run's answers and objects.
-Dying before the next operation is dying after this one, so a stop after a write is not tried apart.
+The process dies, or the store fails, at every write of an ingest, a build, a collection or a purge; a reader
+gets exactly the old or the new answers; a rerun gives an undisturbed run's answers and objects. Dying before
+the next write is dying after this one and at every read between the two, so only that is tried.
 """
 
 import io
@@ -22,6 +22,7 @@ from index.recipe import Recipe
 from index.removal import delete
 from index.verify import verify
 from ingest.catalogue import read_catalogue
+from ingest.errors import ReseenError
 from ingest.extract import extract
 from ingest.features import read_features
 from ingest.gallery import Gallery, features_path
@@ -29,7 +30,7 @@ from ingest.job import Job
 from ingest.records import image_identity
 from ingest.store import Store
 from ingest.tables import decode_table
-from tests.faults.faulty import WRITES, Fault, Stopped, faulty_store, operations_of
+from tests.faults.faulty import STAYING, STOPS, WRITES, Fault, Stopped, faulty_store, operations_of
 from tests.pipeline.small import (
     Album,
     HereDecoder,
@@ -43,11 +44,10 @@ from tests.pipeline.small import (
     stored_vectors,
 )
 
-EVERY = 4  # of the reads; of the writes all are tried
 RECIPE = Recipe.model_validate(
     {
         **small_recipe(words=2, shard_rows=4).model_dump(),
-        "projection": {"dim": 3},
+        "projection": {"kind": "pca", "dim": 3},
         "gate": {"recall": 0, "queries": 2},
     }
 )
@@ -56,7 +56,7 @@ RECIPE = Recipe.model_validate(
 @pytest.fixture(autouse=True, scope="module")
 def _decode_here() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ingest.features.Decoder", HereDecoder)
+        patch.setattr("ingest.features.DecoderPool", HereDecoder)
         yield
 
 
@@ -72,7 +72,7 @@ def _album(name: str, count: int, seed: int) -> Album:
     return Album(name, images | {f"{name}-broken.png": b"no picture"})
 
 
-A, B = _album("a", 5, 1), _album("b", 3, 2)
+A, B, C = _album("a", 5, 1), _album("b", 3, 2), _album("c", 2, 3)
 VICTIM_KEY = "a-picture-1.png"
 VICTIM = image_identity("a", VICTIM_KEY)[0]
 QUERIES = np.eye(3, dtype=np.float32)
@@ -98,13 +98,54 @@ def _purge(job: Job) -> None:
     purge(job, lambda newest: build_images(job, newest.recipe, A, B))
 
 
-# What was done before, and what is done.
-COMMANDS: dict[str, tuple[tuple[Callable[[Job], None], ...], Callable[[Job], None]]] = {
-    "first ingest": ((), _ingest_a),
-    "ingest": ((_ingest_a, _build), _ingest_b),
-    "first build": ((_ingest_a,), _build),
-    "build": ((_ingest_a, _build, _ingest_b), _build),
-    "purge": ((_ingest_a, _build, _ingest_b, _build, _delete), _purge),
+def _refit(job: Job) -> None:
+    build_images(job, RECIPE, A, B, refit=True)
+
+
+def _leave_orphans(job: Job) -> None:
+    """What a stopped ingest leaves: a part and its features that no catalogue names."""
+    store = job.gallery.store
+    other = job_on(f"{store.url}-other")
+    ingest(other, C, RECIPE)
+    for folder in ("parts", "features"):
+        for info in other.gallery.store.listing(folder):
+            store.create(info.path, other.gallery.store.read(info.path))
+
+
+def _collect(job: Job) -> None:
+    collect(job.gallery, keep=1, grace_s=0)
+
+
+@dataclass(frozen=True)
+class Command:
+    """What was done before, what is done, and where that creates and deletes."""
+
+    prepare: tuple[Callable[[Job], None], ...]
+    run: Callable[[Job], None]
+    creates: tuple[str, ...]
+    deletes: tuple[str, ...] = ()
+    changes: bool = False  # what a reader gets
+
+
+_LISTED = ("parts", "features", "manifests", "catalogue")
+_BUILT = ("encodings", "shards", "manifests", "generations")
+COMMANDS = {
+    "first ingest": Command((), _ingest_a, _LISTED),
+    "ingest": Command((_ingest_a, _build), _ingest_b, _LISTED),
+    "first build": Command((_ingest_a,), _build, ("models", *_BUILT), changes=True),
+    "build": Command((_ingest_a, _build, _ingest_b), _build, _BUILT, changes=True),
+    "collect": Command(
+        (_ingest_a, _build, _ingest_b, _refit, _leave_orphans),
+        _collect,
+        (),
+        ("manifests", "models", "encodings", "shards", "parts", "features"),
+    ),
+    "purge": Command(
+        (_ingest_a, _build, _ingest_b, _build, _delete),
+        _purge,
+        (*_LISTED, *_BUILT),
+        ("parts", "features", "encodings", "shards"),
+    ),
 }
 
 
@@ -112,7 +153,7 @@ COMMANDS: dict[str, tuple[tuple[Callable[[Job], None], ...], Callable[[Job], Non
 class Case:
     """A command, the gallery before it, and what an undisturbed run of it gives."""
 
-    run: Callable[[Job], None]
+    command: Command
     before: Path
     old: dict[int, float] | None
     new: dict[int, float] | None
@@ -127,17 +168,17 @@ class Case:
 
 @pytest.fixture(scope="module", params=COMMANDS)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    steps, run = COMMANDS[request.param]
+    command = COMMANDS[request.param]
     before, after = tmp_path_factory.mktemp("before"), tmp_path_factory.mktemp("after") / "gallery"
     job = job_on(str(before))
-    for step in steps:
+    for step in command.prepare:
         step(job)
     old = _seen(str(before))
     shutil.copytree(before, after)
     counted = faulty_store(str(after))
-    run(job_on(counted))
+    command.run(job_on(counted))
     operations = tuple(operations_of(counted))
-    return Case(run, before, old, _seen(str(after)), _settled(str(after)), operations)
+    return Case(command, before, old, _seen(str(after)), _settled(str(after)), operations)
 
 
 def _seen(url: str) -> dict[int, float] | None:
@@ -166,37 +207,49 @@ def _settled(url: str) -> dict[str, str]:
     return {path: digest for path, digest in contents(store).items() if not path.startswith("manifests/")}
 
 
-def _points(case: Case) -> Iterator[tuple[int, Fault]]:
-    for at, (verb, _) in enumerate(case.operations, 1):
-        if verb in WRITES:
-            yield at, "stop_before"
-            yield at, "stop_within"
-        elif at % EVERY == 0:
-            yield at, "stop_before"
+def _writes(case: Case) -> list[int]:
+    return [at for at, (verb, _) in enumerate(case.operations, 1) if verb in WRITES]
+
+
+def test_the_commands_do_what_is_to_be_stopped(case: Case) -> None:
+    """A command with nothing to do would pass everything below."""
+    written = {path.partition("/")[0] for verb, path in case.operations if verb == "create"}
+    deleted = {path.partition("/")[0] for verb, path in case.operations if verb == "delete"}
+    assert written >= set(case.command.creates)
+    assert deleted >= set(case.command.deletes)
+    assert (case.old != case.new) == case.command.changes
+    assert case.objects
 
 
 @pytest.mark.timeout(600)
-def test_a_stop_at_any_operation_loses_nothing(case: Case, tmp_path: Path) -> None:
-    for at, fault in _points(case):
+@pytest.mark.parametrize("fault", STOPS[:2])
+def test_a_stop_at_any_write_loses_nothing(case: Case, fault: Fault, tmp_path: Path) -> None:
+    for at in _writes(case):
         url = case.copy(tmp_path / "gallery")
         with pytest.raises(Stopped):
-            case.run(job_on(faulty_store(url, at, fault)))
+            case.command.run(job_on(faulty_store(url, at, fault)))
             raise Stopped("what was shorter this time was done")
-        where = f"{fault} at {at}: {case.operations[at - 1]}"
-        assert _seen(url) in (case.old, case.new), where
-        case.run(job_on(url))
-        assert _seen(url) == case.new, where
-        assert _settled(url) == case.objects, where
+        _finish(case, url, f"{fault} at {at}: {case.operations[at - 1]}")
 
 
-def test_the_cases_are_what_they_claim(case: Case) -> None:
-    """Each command writes, and all but an ingest change what a reader sees."""
-    assert sum(verb in WRITES for verb, _ in case.operations) >= 5
-    if case.run in (_ingest_a, _ingest_b):
-        assert case.old == case.new
-    else:
-        assert case.new != case.old or case.run is _purge
-    assert case.objects
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("fault", "times"), STAYING)
+def test_an_error_at_any_write_loses_nothing(
+    case: Case, fault: Fault, times: int | None, tmp_path: Path
+) -> None:
+    for at in _writes(case):
+        url = case.copy(tmp_path / "gallery")
+        with pytest.raises(ReseenError):
+            case.command.run(job_on(faulty_store(url, at, fault, times)))
+        _finish(case, url, f"{fault} at {at}: {case.operations[at - 1]}")
+
+
+def _finish(case: Case, url: str, where: str) -> None:
+    """What a reader sees is old or new; a rerun gives what an undisturbed run gives."""
+    assert _seen(url) in (case.old, case.new), where
+    case.command.run(job_on(url))
+    assert _seen(url) == case.new, where
+    assert _settled(url) == case.objects, where
 
 
 # -- purge ----------------------------------------------------------------------------------------------
@@ -237,10 +290,10 @@ class _Traces:
         assert recipe.features is not None
         part = read_catalogue(gallery).parts[0]
         row = list(A.images).index(VICTIM_KEY)
-        ((_, local),) = read_features(gallery, recipe.features.digest, part, [row])
+        ((_, image),) = read_features(gallery, recipe.features.digest, part.part, [row])
         ids, vectors = stored_vectors(gallery)
         (vector,) = vectors[ids == VICTIM]
-        return _Traces(tuple(bytes(one) for one in local["descriptors"]), vector)
+        return _Traces(tuple(bytes(one) for one in image.of("local")["descriptors"]), vector)
 
     def found(self, store: Store) -> set[str]:
         """Where there are traces, by form. The deletion list names the id: that is its work."""

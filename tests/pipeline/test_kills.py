@@ -2,9 +2,7 @@
 
 import os
 import signal
-import subprocess
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +16,7 @@ import pytest
 from ingest.engine import open_engine
 from ingest.sources import Listed, Skipped, Source
 from ingest.store import Store
+from tests.drivers import driver
 from tests.pipeline.small import (
     assert_same_gallery,
     build_images,
@@ -141,7 +140,7 @@ NODE_LOSS = """
 
     url, source = sys.argv[1:]
     source, recipe = images_of(source), small_recipe()
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     cluster.wait_for_nodes()
 
@@ -173,15 +172,7 @@ def test_one_of_three_nodes_lost_changes_nothing(tmp_path: Path) -> None:
     calm = job_on(str(tmp_path / "calm"))
     ingest(calm, images_of(text), RECIPE, most_images=10)
     build_images(calm, RECIPE, images_of(text))
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    environment |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(NODE_LOSS), str(tmp_path / "stormy"), text],
-        cwd=Path(__file__).parents[2],
-        env=environment,
-        text=True,
-        capture_output=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    with driver(NODE_LOSS, tmp_path / "stormy", text, folder=Path(__file__).parents[2]) as process:
+        _, errors = process.communicate(timeout=400)
+    assert process.returncode == 0, errors[-4000:]
     assert_same_gallery(calm.gallery.store, Store(str(tmp_path / "stormy")))

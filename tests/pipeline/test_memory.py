@@ -36,7 +36,7 @@ IMAGES = """
     from tests.pipeline.small import HereDecoder, build_images, ingest, job_on, small_recipe
     from ingest import features
 
-    features.Decoder = HereDecoder  # a child's memory is not this process's
+    features.DecoderPool = HereDecoder  # a child's memory is not this process's
 
     DENSE = SiftSettings(contrast_threshold=0, edge_threshold=1000)
 
@@ -50,7 +50,7 @@ IMAGES = """
             coarse = Image.fromarray(drawn.integers(0, 256, (80, 80, 3), dtype=np.uint8))
             return bmp(np.asarray(coarse.resize((160, 160), Image.Resampling.BICUBIC)))
 
-    recipe = small_recipe(shard_rows=64).model_copy(update={"features": FeatureSettings(describe=DENSE)})
+    recipe = small_recipe(shard_rows=64).model_copy(update={"features": FeatureSettings(describe={"local": DENSE})})
     job, source = job_on(sys.argv[1]), Noise()
     ingest(job, source, recipe, most_images=32)
     build_images(job, recipe, source)

@@ -20,9 +20,10 @@ from index.purge import purge
 from index.removal import delete, rollback
 from index.verify import verify
 from ingest.catalogue import read_catalogue
-from ingest.errors import NotFound, Unavailable
+from ingest.errors import BadInput, NotFound, Unavailable
+from ingest.gallery import create_gallery
 from ingest.records import image_identity
-from ingest.store import Backend, Store
+from ingest.store import Backend, FsspecBackend, Store
 from serve.query import ImageQuery
 from serve.searcher import open_searcher
 from tests import tiny
@@ -110,6 +111,30 @@ def _ids(gallery: Any) -> list[int]:
     return all_rows(gallery, read_catalogue(gallery)).image_id.tolist()
 
 
+class _Lax:
+    """The server through a client that leaves the condition of a write out: as a store that ignores it."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def pipe_file(self, path: str, data: bytes, mode: str = "overwrite", **options: Any) -> None:
+        self.inner.pipe_file(path, data, mode="overwrite", **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def test_a_store_that_ignores_create_only_writes_is_refused(s3: S3) -> None:
+    url = f"s3://{s3.bucket()}/gallery"
+    clean = Store(url)
+    assert isinstance(clean.backend, FsspecBackend)
+    lax = Store(url, backend=FsspecBackend(_Lax(clean.backend.filesystem), clean.backend.root))
+    with pytest.raises(BadInput, match=f"{url} does not honour create-only writes.*use a store that does"):
+        create_gallery(lax)
+    assert clean.listing("") == []
+    create_gallery(clean)
+
+
 # -- a server of one's own, to kill ---------------------------------------------------------------------
 
 
@@ -137,7 +162,7 @@ class Weed:
 
 @pytest.fixture
 def weed(s3: S3) -> Iterator[Weed]:
-    """`s3` is asked for only because it skips where there is no server to start."""
+    """`s3` is asked for because it says how to install the server where there is none."""
     import sys
 
     with tempfile.TemporaryDirectory(prefix="weed-", ignore_cleanup_errors=True) as name:

@@ -14,6 +14,7 @@ from index.build import build
 from index.cache import Cache
 from index.recipe import Recipe
 from index.removal import delete
+from index.steps import Query
 from ingest.engine import InlineEngine
 from ingest.errors import BadInput, NotFound
 from ingest.gallery import create_gallery
@@ -78,6 +79,11 @@ def searcher(album: Album) -> Iterator[Searcher]:
         yield opened
 
 
+def vector_of(found: Query | Rejected) -> np.ndarray:
+    assert isinstance(found, Query)
+    return found.vector
+
+
 def _queries(album: Album, count: int) -> list[ImageQuery]:
     return [ImageQuery(data, None, key) for key, data in list(album.images.items())[:count]]
 
@@ -135,7 +141,7 @@ def test_a_vector_does_not_depend_on_the_batch(album: Album, searcher: Searcher)
     together = searcher.encoder.encode(queries)
     apart = [searcher.encoder.encode([query])[0] for query in queries]
     for one, other in zip(together, apart, strict=True):
-        assert isinstance(one, np.ndarray) and np.array_equal(one, np.asarray(other))
+        assert np.array_equal(vector_of(one), vector_of(other))
 
 
 def test_a_box_around_everything_is_no_box(album: Album, searcher: Searcher) -> None:
@@ -148,8 +154,8 @@ def test_a_box_around_everything_is_no_box(album: Album, searcher: Searcher) -> 
             ImageQuery(data, (0, 0, width / 2, height)),
         ]
     )
-    assert np.array_equal(np.asarray(whole), np.asarray(boxed)), key
-    assert not np.array_equal(np.asarray(whole), np.asarray(part))
+    assert np.array_equal(vector_of(whole), vector_of(boxed)), key
+    assert not np.array_equal(vector_of(whole), vector_of(part))
 
 
 def test_a_box_outside_the_image_names_the_query(album: Album, searcher: Searcher) -> None:
@@ -193,7 +199,7 @@ def test_a_stored_vector_finds_what_its_image_finds_without_itself(album: Album,
 
 def test_vectors_are_searched_as_images_are_whatever_their_length(album: Album, searcher: Searcher) -> None:
     queries = _queries(album, 3)
-    encoded = np.stack([v for v in searcher.encoder.encode(queries) if not isinstance(v, Rejected)])
+    encoded = np.stack([vector_of(query) for query in searcher.encoder.encode(queries)])
     by_image = searcher.search_images(queries, 4)
     by_vector = searcher.search_vectors(7 * encoded, 4, names=["x", "y", "z"])
     assert [answer.query for answer in by_vector] == ["x", "y", "z"]
@@ -208,10 +214,10 @@ def test_the_query_encoder_gives_the_stored_vectors(album: Album, searcher: Sear
     with open_query_encoder(album.job.gallery, searcher.opened.generation) as encoder:
         encoded = encoder.encode(queries)
         assert encoder.warning is None
-    for query, vector in zip(queries, encoded, strict=True):
-        hits = searcher.opened.search(np.asarray(vector)[None], 1)
+    for query, found in zip(queries, encoded, strict=True):
+        hits = searcher.opened.search(vector_of(found)[None], 1)
         assert hits.image_ids[0, 0] == image_identity("photos", query.name)[0]
-        np.testing.assert_allclose(np.linalg.norm(np.asarray(vector)), 1, atol=1e-6)
+        np.testing.assert_allclose(np.linalg.norm(vector_of(found)), 1, atol=1e-6)
 
 
 def test_deleted_images_are_not_found_in_the_next_generation(album: Album) -> None:

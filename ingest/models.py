@@ -26,14 +26,20 @@ def save_model(gallery: Gallery, kind: str, header: dict[str, Any], arrays: dict
         kind: what it is, such as `vlad`; stated again when it is loaded.
         header: JSON that goes with it: settings, notes, what it was fitted from.
     """
-    from safetensors.numpy import save
-
-    # One key: safetensors does not promise an order of several, and equal models must be equal bytes.
-    stated = {**header, "kind": kind, "format": FORMAT}
-    data = save(arrays, metadata={"reseen": canonical_json(stated).decode()})
+    data = model_bytes(kind, header, arrays)
     digest = digest_of_bytes(data)
     write_object(gallery.store, model_path(digest), data)
     return digest
+
+
+def model_bytes(kind: str, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> bytes:
+    """The object of a model; equal models give equal bytes."""
+    from safetensors.numpy import save
+
+    # One key: safetensors does not promise an order of several.
+    stated = {**header, "kind": kind, "format": FORMAT}
+    data: bytes = save(arrays, metadata={"reseen": canonical_json(stated).decode()})
+    return data
 
 
 def load_model(gallery: Gallery, digest: str, kind: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

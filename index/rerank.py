@@ -1,0 +1,54 @@
+"""Looking again at the best answers, pair by pair: hits in, better ordered hits out, each with its evidence.
+
+Every pair step adds nothing or something to a score, never takes away: an answer that was not looked at keeps
+its similarity, and stands where that puts it.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+
+from index.steps import Evidence, PairStep, Query
+from ingest.feature_reader import Place
+from ingest.image_features import ImageFeatures
+from ingest.outcomes import Rejected
+
+Read = Callable[[Sequence[Place], Collection[str]], list[ImageFeatures | Rejected]]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One answer.
+
+    similarity: inner product with the query, as the index estimates it, in [-1, 1].
+    score: the similarity and what steps added to it.
+    evidence: what each step that looked at it found.
+    """
+
+    image_id: int
+    place: Place
+    similarity: float
+    score: float
+    evidence: tuple[Evidence, ...] = ()
+
+
+def look_again(step: PairStep, depth: int, query: Query, hits: Sequence[Hit], read: Read) -> list[Hit]:
+    """The hits after a step has looked at the first `depth` of them: by score descending, then image id.
+
+    A hit whose features cannot be had (its image is gone, and they were not stored) is not looked at.
+
+    Args:
+        hits: best first.
+    """
+    first = list(hits[:depth])
+    found = read([hit.place for hit in first], step.labels) if first else []
+    seen = {at: features for at, features in enumerate(found) if not isinstance(features, Rejected)}
+    evidence = step.score(query, list(seen.values()), [first[at].score for at in seen])
+    for at, each in zip(seen, evidence, strict=True):
+        hit = first[at]
+        first[at] = replace(hit, score=hit.score + each.added, evidence=(*hit.evidence, each))
+    return ranked_hits([*first, *hits[depth:]])
+
+
+def ranked_hits(hits: Sequence[Hit]) -> list[Hit]:
+    """By score descending, then image id ascending."""
+    return sorted(hits, key=lambda hit: (-hit.score, hit.image_id))
