@@ -50,7 +50,12 @@ def ingest(
         bool, typer.Option("--moved", help="The source's name is known at another place.")
     ] = False,
     max_rejects: MaxRejects = 0.5,
-    part_images: Annotated[int, typer.Option(min=1, help="Most images of a part, the unit of work.")] = 1024,
+    part_images: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Most images of a part, the unit of work; default: 1,024, fewer if they store much."
+        ),
+    ] = None,
     engine: Engine = EngineName.ray,
     workers: Workers = None,
     device: Device = DeviceName.auto,
@@ -60,7 +65,7 @@ def ingest(
     quiet: Quiet = False,
 ) -> None:
     """List sources into a gallery and describe their images; what is known is not done again."""
-    from deploy import jobs
+    from deploy import costs, jobs
     from deploy.recipes import load_recipe
     from ingest.compute import Compute
     from ingest.parts import PartSizes
@@ -68,8 +73,11 @@ def ingest(
     output = Output(json, quiet)
     settings = load_recipe(recipe)
     opened = jobs.open_sources(sources, metadata)
-    sizes = PartSizes(part_images, min(part_images, PartSizes.least_images))
-    options = jobs.IngestOptions(moved, max_rejects, sizes)
+    most = part_images or costs.part_images(settings.features)
+    sizes = PartSizes(most, min(most, PartSizes.least_images))
+    features = settings.features
+    before = None if features is None else lambda images: output.say(costs.told(features, images))
+    options = jobs.IngestOptions(moved, max_rejects, sizes, before)
     compute = Compute(device.value, decoders, compile=compile)
     with jobs.open_job(gallery, engine.value, workers, output.progress(), True, compute) as job:
         stop_on_sigterm()

@@ -174,7 +174,7 @@ class _Run:
 
     @property
     def searched(self) -> int:
-        """Results that are asked for: steps look at more than are judged, and junk is judged as if not there."""
+        """Results that are asked for: steps may look at more than is judged, and junk is out before."""
         steps = () if self.steps is None else self.steps.steps
         deepest = max([self.depth, *map(looks_at, steps)])
         return min(deepest + len(self.junk), max(1, self.generation.counts["live"] - 1))

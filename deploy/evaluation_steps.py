@@ -77,7 +77,7 @@ class EvaluationSteps:
         first = query.hits[: settings.neighbours]
         if not first:
             return query.vector
-        scores = np.array([hit.score for hit in first], np.float32)
+        scores = np.array([hit.similarity for hit in first], np.float32)
         neighbours = self._vectors.read([hit.place for hit in first])
         return expand_query(query.vector, neighbours, scores, settings)
 

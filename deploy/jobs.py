@@ -8,7 +8,7 @@ with open_job(url, engine="ray", create=True) as job:
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
@@ -166,11 +166,13 @@ class IngestOptions:
     moved: the sources' names are known with other URLs, and that is meant.
     max_rejects: share of images without features above which it stops.
     sizes: when a part closes.
+    before: is told how many images the gallery lists, before their features are written.
     """
 
     moved: bool = False
     max_rejects: float = 0.5
     sizes: PartSizes | None = None
+    before: Callable[[int], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -211,6 +213,8 @@ def ingest(
         job = replace(job, progress=Renewing(job.progress, pin))
         listings = {source.name: _list(job, source, options) for source in sources}
         catalogue = read_catalogue(job.gallery)
+        if options.before is not None:
+            options.before(catalogue.rows)
         found = _describe(job, catalogue, sources, recipe, options)
     if found is None:
         return IngestReport(catalogue.number, listings, {"ok": catalogue.rows})

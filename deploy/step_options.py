@@ -36,7 +36,7 @@ def chosen_steps(recipe: "Recipe", rerank: str | None, depth: int | None) -> "tu
     steps: list[StepSettings] = list(recipe.steps)
     if rerank is not None:
         known: dict[str, StepSettings] = {step.kind: step for step in recipe.steps}
-        kinds = [] if rerank == "none" else rerank.split(",")
+        kinds = [] if rerank == "none" else [kind.strip() for kind in rerank.split(",")]
         if odd := [kind for kind in kinds if kind not in STEP_KINDS]:
             raise BadInput(
                 f"--rerank {rerank}: there is no step {odd[0]!r}; give none, or some of "

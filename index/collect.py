@@ -7,9 +7,10 @@ build in progress loses nothing.
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import groupby, islice
 
 from index.generation import read_generation
 from index.pins import COLLECT_LEASE_S, Pin, collection_lease, live_pins, read_pins
@@ -126,15 +127,22 @@ def _objects(gallery: Gallery, number: int, newest: Catalogue) -> set[str]:
 
 
 def _remove(gallery: Gallery, lease: Pin, doomed: Sequence[ObjectInfo], report: CollectReport) -> None:
-    """Deletes in the given order, some at once."""
+    """Deletes in the given order; some at once, but of one folder only."""
     with ThreadPoolExecutor(DELETERS) as pool:
-        for start in range(0, len(doomed), DELETERS):
-            batch = doomed[start : start + DELETERS]
-            if not report.dry_run:
-                _renew(lease)
-                list(pool.map(lambda info: gallery.store.delete(info.path), batch))
-            report.removed.update(info.path.partition("/")[0] for info in batch)
-            report.removed_bytes += sum(info.size for info in batch)
+        for folder, group in groupby(doomed, key=lambda info: info.path.partition("/")[0]):
+            for batch in _batches(group):
+                if not report.dry_run:
+                    _renew(lease)
+                    list(pool.map(lambda info: gallery.store.delete(info.path), batch))
+                report.removed[folder] += len(batch)
+                report.removed_bytes += sum(info.size for info in batch)
+
+
+def _batches(infos: Iterable[ObjectInfo]) -> Iterator[list[ObjectInfo]]:
+    """Lists of at most `DELETERS`."""
+    remaining = iter(infos)
+    while batch := list(islice(remaining, DELETERS)):
+        yield batch
 
 
 def _expired_pins(gallery: Gallery, grace_s: float) -> list[str]:

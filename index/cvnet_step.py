@@ -76,6 +76,6 @@ def open_cvnet_step(
             f"step cvnet compares pyramids, and {settings.reads!r} holds {described.kind}: let it read "
             "features of kind cvnet-pyramid"
         )
-    devices = choose_devices(described.network.precision, compute.device)
-    learner = load_learner(weights_loader(gallery)(known_digest(described.network)))
+    devices = choose_devices("float32", compute.device)
+    learner = devices.placed(load_learner(weights_loader(gallery)(known_digest(described.network))))
     return CvnetStep(settings, CvnetReranker(learner, devices.device), compute.threads)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, Int32, Int64
 
-from index.fused import ImageEncoder, load_encoder
+from index.fused import ImageEncoder, load_encoder, projected
 from index.projection import Projection
 from ingest.catalogue import PartRef, read_part
 from ingest.errors import NotFound
@@ -21,6 +21,7 @@ from ingest.image_features import ImageFeatures
 from ingest.job import Job
 from ingest.records import digest_of, sha256
 from ingest.tables import ObjectRef, decode_table, read_table, write_table
+from ingest.threads import one_blas_thread
 
 FORMAT = 1
 
@@ -110,15 +111,13 @@ def load_vectoriser(
 def vectorise(
     encoder: ImageEncoder, projection: Projection | None, images: Sequence[ImageFeatures]
 ) -> Float32[np.ndarray, "n d"]:
-    """L2-normalised vectors of images from their features."""
-    from threadpoolctl import threadpool_limits
-
+    """L2-normalised vectors of images from their features; zeros where nothing that is read was found."""
     vectors = np.empty((len(images), encoder.dim), np.float32)
-    # One BLAS thread: the last bits of a product may depend on their number, and workers have one or many.
-    with threadpool_limits(1, "blas"):
+    # The last bits of a product may depend on the number of threads, and workers have one or many.
+    with one_blas_thread():
         for place, features in enumerate(images):
             vectors[place] = encoder.encode(features.by_label)
-        return vectors if projection is None else projection.apply(vectors)
+        return vectors if projection is None else projected(projection, vectors)
 
 
 def write_encodings(

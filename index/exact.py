@@ -18,6 +18,7 @@ from ingest.catalogue import Catalogue, LiveRows, PartRef, live_rows, read_catal
 from ingest.errors import BadInput
 from ingest.gallery import Gallery
 from ingest.job import Job
+from ingest.threads import one_blas_thread
 
 _ABSENT = np.iinfo(np.int64).min
 _PLACE_BITS = 32
@@ -115,8 +116,6 @@ class ExactWorker:
         return self
 
     def __call__(self, task: ExactPart) -> tuple[Int64[np.ndarray, "q m"], int]:
-        from threadpoolctl import threadpool_limits
-
         rows, _, vectors = read_encodings(self.gallery, self.encodings, task.part.part)
         at = np.minimum(np.searchsorted(task.rows, rows), len(task.rows) - 1)
         alive = task.rows[at] == rows
@@ -126,7 +125,7 @@ class ExactWorker:
             raise BadInput(
                 f"the queries have {self.queries.shape[1]} dimensions, and the gallery {vectors.shape[1]}"
             )
-        with threadpool_limits(1, "blas"):  # the last bits of a product may depend on the number of threads
+        with one_blas_thread():  # the last bits of a product may depend on the number of threads
             scores = self.queries @ vectors[alive].T
         return _largest(_keys(scores, task.places[at[alive]]), self.k), len(task.rows)
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
 from index.encoders import OneEncoderSettings, encoder_kind, fit_encoder
 from index.encodings import EncodingSet, read_encodings, vectorise
+from index.exact import Collection
 from index.fused import (
     AnyProjectionSettings,
     EncoderSettings,
@@ -25,6 +26,7 @@ from index.fused import (
     load_encoder,
     save_encoder,
 )
+from index.label_sample import groups_first, read_label_numbers
 from index.learned_whitening import fit_learned_whitening, labels_of, pairs_of_labels
 from index.projection import Projection, ProjectionSettings, fit_projection
 from index.quantizer import fit_quantizer, probe_quantizer
@@ -59,7 +61,11 @@ class Sample:
 
 def draw(catalogue: Catalogue, live: LiveRows, images: int) -> list[Sample]:
     """The first `images` images of the fitting order, gathered by part, in the catalogue's order."""
-    chosen = lowest(live.image_id, images, SEED)
+    return _gathered(catalogue, live, lowest(live.image_id, images, SEED))
+
+
+def _gathered(catalogue: Catalogue, live: LiveRows, chosen: Int64[np.ndarray, " n"]) -> list[Sample]:
+    """Images by their positions among the rows in force, gathered by part, in the catalogue's order."""
     order = chosen[np.lexsort((live.row[chosen], live.part[chosen]))]
     if not len(order):
         return []
@@ -122,9 +128,13 @@ def fit_gallery_projection(fitting: Fitting, encoder: str, settings: AnyProjecti
 
 def _fit_projection(fitting: Fitting, encoder: ImageEncoder, settings: AnyProjectionSettings) -> Projection:
     job, place = fitting.job, (fitting.job.gallery, fitting.features, encoder)
-    samples = draw(fitting.catalogue, fitting.live, settings.sample_images)
     if isinstance(settings, ProjectionSettings):
+        samples = draw(fitting.catalogue, fitting.live, settings.sample_images)
         return fit_projection(_gather(job, VectorSampler(*place), samples, "sample vectors"), settings)
+    collection = Collection(fitting.catalogue, fitting.live)
+    numbers = read_label_numbers(job, collection, settings.label_pattern)
+    chosen = groups_first(fitting.live.image_id, numbers, settings.sample_images, SEED)
+    samples = _gathered(fitting.catalogue, fitting.live, chosen)
     worker = LabelledSampler(*place, settings.label_pattern)
     drawn = _collect(job, worker, samples, "sample vectors")
     labels = [label for _, some in drawn for label in some]

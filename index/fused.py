@@ -88,9 +88,16 @@ class Vectoriser:
         return (*self.encoder.notes, *(self.projection.notes if self.projection else ()))
 
     def encode(self, by_label: Mapping[str, Arrays]) -> Float32[np.ndarray, " d"]:
-        """The L2-normalised vector of an image."""
+        """The L2-normalised vector of an image; zeros if nothing was found in it."""
         vector = self.encoder.encode(by_label[self.reads])
-        return vector if self.projection is None else self.projection.apply(vector[None])[0]
+        return vector if self.projection is None else projected(self.projection, vector[None])[0]
+
+
+def projected(projection: Projection, vectors: Float32[np.ndarray, "n D"]) -> Float32[np.ndarray, "n d"]:
+    """Vectors after a projection; zeros stay zeros, or what has nothing in it would look alike."""
+    short = projection.apply(vectors)
+    short[~vectors.any(axis=1)] = 0
+    return short
 
 
 @dataclass(frozen=True)

@@ -49,15 +49,16 @@ class LearnedWhiteningSettings(BaseModel):
     sample_images: int = Field(
         default=4096,
         ge=1,
-        description="images fitted on; memory while fitting = 2 x sample_images x D x 4 bytes (1 GiB at D = "
-        "32,768) + 10 x min(sample_images, D)^2 x 8 bytes (1.3 GiB)",
+        description="images fitted on, label by label (up to 16 of each), then any; memory while fitting "
+        "= 2 x sample_images x D x 4 bytes (1 GiB at D = 32,768) + 10 x min(sample_images, D)^2 x 8 bytes "
+        "(1.3 GiB)",
     )
     sample_pairs: int = Field(
         default=16_384,
         ge=1,
         description="pairs fitted on, at most; each costs min(sample_images, D)^2 multiplications",
     )
-    seed: int = Field(default=0, ge=0, le=2**31 - 1, description="draws images and pairs")
+    seed: int = Field(default=0, ge=0, le=2**31 - 1, description="draws the pairs")
 
     @field_validator("label_pattern")
     @classmethod

@@ -269,7 +269,7 @@ def check_present(gallery: Gallery, generation: Generation) -> None:
             raise NotFound(f"the {kind} {digest} of {store.url} is gone: fit anew with reseen build --refit")
     for digest in generation.recipe.weights:
         if not store.exists(model_path(digest)):
-            raise NotFound(f"the weights {digest} of {store.url} are gone: build again with the recipe's file")
+            raise NotFound(f"the weights {digest} of {store.url} are gone: build again by the recipe's file")
     for manifest in generation.manifests.values():
         if manifest is not None:
             read_manifest(store, manifest)

@@ -13,6 +13,7 @@ from index.steps import PairSettings, PairStep, Query, open_pair_step
 from ingest.catalogue import read_catalogue
 from ingest.compute import Compute
 from ingest.feature_reader import FeatureReader, Place
+from ingest.freed_memory import keep_freed_memory
 from ingest.gallery import Gallery
 from ingest.job import Job
 from ingest.outcomes import Rejected
@@ -59,6 +60,7 @@ class PairWorker:
 
 class _PairScorer:
     def __init__(self, job: PairWorker) -> None:
+        keep_freed_memory()
         generation = read_generation(job.gallery, job.generation)
         catalogue = read_catalogue(job.gallery, generation.catalogue)
         self._steps: list[tuple[PairSettings, PairStep]] = [

@@ -28,6 +28,7 @@ from ingest.cvnet_pyramid import PyramidSettings
 from ingest.errors import BadInput
 from ingest.gallery import Gallery
 from ingest.image_features import ImageFeatures
+from ingest.threads import one_blas_thread
 
 if TYPE_CHECKING:
     from index.generation import Generation
@@ -93,7 +94,8 @@ class GeometryStep:
     def score(
         self, query: Query, candidates: Sequence[ImageFeatures], scores: Sequence[float]
     ) -> list[Evidence]:
-        return [self._pair(query.features, candidate) for candidate in candidates]
+        with one_blas_thread():
+            return [self._pair(query.features, candidate) for candidate in candidates]
 
     def _pair(self, query: ImageFeatures, candidate: ImageFeatures) -> Evidence:
         mine, theirs = query.of(self.settings.reads), candidate.of(self.settings.reads)

@@ -1,8 +1,8 @@
 """Networks at work: images of equal size in one batch, a network run once for all labels that want its maps.
 
 A label says which layers it wants, of the image at which sizes, and makes its arrays of their maps. Batches
-hold images of one size: nothing is ever padded, so what is found in an image does not depend on its neighbours
-(on a GPU, but for the last bits of the arithmetic).
+hold images of one size: nothing is ever padded, so what is found in an image does not depend on those beside
+it (on a GPU, but for the last bits of the arithmetic).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,9 @@ import numpy as np
 from ingest.decode import Decoded
 from ingest.devices import Devices
 from ingest.image_features import Arrays, Found, joined
-from ingest.image_tensors import groups_by_size, reduction, resize, to_tensor
-from ingest.networks import NetworkSettings
-from ingest.outcomes import Rejected
+from ingest.image_tensors import groups_by_size, reduction, resize, scaled_size, to_tensor
+from ingest.networks import NETWORKS, NetworkSettings
+from ingest.outcomes import Outcome, Rejected
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,11 +80,11 @@ class NetworkDescriber:
         readers: Mapping[str, MapReader],
         devices: Devices,
     ) -> None:
-        self._preprocessing = settings.preprocessing
+        self._settings, self._preprocessing = settings, settings.preprocessing
         self._network, self._readers, self._devices = network, readers, devices
 
     def describe(self, images: Sequence[Decoded]) -> Found:
-        """The arrays of each image by label."""
+        """The arrays of each image by label; `too_small` is one of which the network has no map."""
         found: Found = [{} for _ in images]
         for longest, readers in self._by_reduction().items():
             pixels = [self._reduced(image.pixels, longest) for image in images]
@@ -106,6 +106,9 @@ class NetworkDescriber:
         self, readers: Mapping[str, MapReader], seen: Sequence[Seen], pixels: Sequence[np.ndarray]
     ) -> Found:
         """The arrays of images of one size."""
+        scales = {scale for reader in readers.values() for scale in reader.scales}
+        if refused := self._refused(seen[0], min(scales)):
+            return [refused for _ in seen]
         layers: dict[float, set[str]] = {}
         for reader in readers.values():
             for scale in reader.scales:
@@ -124,6 +127,16 @@ class NetworkDescriber:
             to_tensor(resize(array, scale, self._preprocessing), self._preprocessing) for array in pixels
         ]
         return self._devices.run(self._network, torch.stack(inputs), layers)
+
+    def _refused(self, seen: Seen, scale: float) -> Rejected | None:
+        least = NETWORKS[self._settings.name].least_side
+        height, width = scaled_size(seen.height, seen.width, scale)
+        if min(height, width) >= least:
+            return None
+        return Rejected(
+            Outcome.TOO_SMALL,
+            f"{self._settings.name} would see {width} x {height} pixels; it needs {least} or more a side",
+        )
 
     def _reduced(self, pixels: np.ndarray, longest: int | None) -> np.ndarray:
         if longest is None:

@@ -62,6 +62,11 @@ class GlobalSettings(BaseModel):
             )
         if not all(0.1 <= scale <= 4 for scale in self.scales) or len(set(self.scales)) < len(self.scales):
             raise ValueError(f"scales {self.scales}: give different numbers from 0.1 to 4")
+        if self.regions.kind == "rmac" and len(self.scales) > 1:
+            raise ValueError(
+                "regions rmac are others at each of several scales, so they have no mean: give one scale, or "
+                "regions sfrs"
+            )
         return self
 
 

@@ -1,4 +1,4 @@
-"""The hybrid: patches as local features, each described by a network (Zheng, Yang and Tian 2018, section 4.2).
+"""The hybrid: patches as local features, each described by a network (Zheng et al. 2018, section 4.2).
 
 Patches lie on a grid, on maximally stable regions (Matas et al. 2002) or on SIFT key points; each is cut out,
 resized to one size and pooled. The descriptors are aggregated as any local features are.
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
-from jaxtyping import Float64, Int64, UInt8
+from jaxtyping import Float64, UInt8
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ingest.decode import Decoded
@@ -27,6 +27,7 @@ Squares = Float64[np.ndarray, "n 3"]  # x, y of the centre and side, in pixels o
 
 _BATCH = 64  # patches that a network sees at once
 _AROUND = 3.0  # side of a patch by the diameter of its key point, as SIFT itself looks at 3 to 6 of them
+_LEAST_FOR_REGIONS = 3  # pixels a side, below which OpenCV looks for none
 _AROUND_REGION = 1.5  # side of a patch by the longer side of its region
 
 
@@ -40,9 +41,7 @@ class PatchesSettings(BaseModel):
     layer: str | None = Field(
         default=None, description="whose map is pooled; null: the network's last before its classifier"
     )
-    pooling: PoolingSettings = Field(
-        default_factory=PoolingSettings, description="a map to one vector"
-    )
+    pooling: PoolingSettings = Field(default_factory=PoolingSettings, description="a map to one vector")
     at: Literal["grid", "mser", "keypoints"] = Field(
         default="grid", description="grid: everywhere; mser: on stable regions; keypoints: on SIFT's"
     )
@@ -56,8 +55,8 @@ class PatchesSettings(BaseModel):
         default=64,
         ge=1,
         le=4096,
-        description="patches an image: the largest regions, the strongest key points, of a grid evenly chosen "
-        "ones; each costs a pass of the network at `side`",
+        description="patches an image: the largest regions, the strongest key points, of a grid evenly "
+        "chosen ones; each costs a pass of the network at `side`",
     )
     least: int = Field(
         default=32, ge=8, description="mser, keypoints: shortest side of a patch, in pixels of the image"
@@ -70,6 +69,8 @@ class PatchesSettings(BaseModel):
     def _sensible(self) -> Self:
         if not all(0.05 <= size <= 1 for size in self.sizes):
             raise ValueError(f"sizes {self.sizes}: give numbers from 0.05 to 1")
+        if self.side < (least := NETWORKS[self.network.name].least_side):
+            raise ValueError(f"side {self.side}: {self.network.name} needs patches of {least} pixels or more")
         return self
 
 
@@ -162,6 +163,8 @@ def _evenly(squares: Squares, most: int) -> Squares:
 def _on_regions(pixels: np.ndarray, settings: PatchesSettings) -> Squares:
     import cv2
 
+    if min(pixels.shape[:2]) < _LEAST_FOR_REGIONS:
+        return np.empty((0, 3))
     grey = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)
     _, boxes = cv2.MSER_create().detectRegions(grey)
     if not len(boxes):
@@ -190,8 +193,4 @@ def _apart(squares: Squares, most: int) -> Squares:
             kept.append(at)
         if len(kept) == most:
             break
-    return squares[_indices(kept)]
-
-
-def _indices(kept: list[int]) -> Int64[np.ndarray, " m"]:
-    return np.array(kept, np.int64)
+    return squares[np.array(kept, np.int64)]

@@ -35,7 +35,8 @@ class PyramidSettings(BaseModel):
     longest_map_side: int | None = Field(
         default=None,
         ge=2,
-        description="cells; larger maps are reduced first, and cost less to store and to compare; null: never",
+        description="cells; larger maps are reduced first, and cost less to store and to compare; null: "
+        "never",
     )
 
     @model_validator(mode="after")

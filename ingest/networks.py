@@ -129,7 +129,7 @@ def read_weights(settings: NetworkSettings) -> dict[str, "Tensor"]:
         if settings.name == "module":
             return dict(_made(settings, seed).state_dict())
         return seeded_state(_made(settings), seed)
-    data = _packaged_bytes(kind) if settings.weights == "imagenet" else _stored_bytes(settings.weights)
+    data = _packaged_bytes(kind) if settings.weights == "imagenet" else _stored_bytes(settings)
     state = read_checkpoint(data, settings.weights)
     if settings.prefix:
         state = below(state, settings.prefix, kind.root)
@@ -225,6 +225,12 @@ def _packaged_bytes(kind: NetworkKind) -> bytes:
     return Store(str(Path(spec.origin).parent)).read(kind.packaged.file)
 
 
-def _stored_bytes(url: str) -> bytes:
-    folder, slash, name = url.rpartition("/")
-    return Store(folder or slash or ".").read(name)
+def _stored_bytes(settings: NetworkSettings) -> bytes:
+    folder, slash, name = settings.weights.rpartition("/")
+    try:
+        return Store(folder or slash or ".").read(name)
+    except NotFound:
+        raise NotFound(
+            f"there is no checkpoint {settings.weights} for network {settings.name!r}: get one, and give its "
+            "path or URL as `weights` in a recipe of your own (reseen recipe show NAME > mine.yaml)"
+        ) from None

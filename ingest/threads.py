@@ -8,7 +8,8 @@ run inside `fixed_threads`.
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from threading import Lock
 
 _VARIABLES = (
     "OMP_NUM_THREADS",  # torch, faiss
@@ -63,6 +64,35 @@ def fixed_threads(threads: int) -> Iterator[None]:
         finally:
             for name, count in before.items():
                 _set_count(name, count)
+
+
+class _OneBlasThread:
+    """How many blocks of `one_blas_thread` are open: the first sets the limit, the last takes it back."""
+
+    def __init__(self) -> None:
+        self._lock, self._blocks, self._limits = Lock(), 0, ExitStack()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        from threadpoolctl import threadpool_limits
+
+        with self._lock:
+            if self._blocks == 0:
+                self._limits.enter_context(threadpool_limits(1, "blas"))
+            self._blocks += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._blocks -= 1
+                if self._blocks == 0:
+                    self._limits.close()
+
+
+# A block in which BLAS makes every product in one thread, also where several threads are in such blocks. The
+# last bits of a product may depend on the number of threads; and small ones wait longer for a second thread
+# than they take (the matching of 300 key points on a busy machine: 5 ms with two, 0.1 ms with one).
+one_blas_thread = _OneBlasThread()
 
 
 @contextmanager

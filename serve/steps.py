@@ -88,7 +88,7 @@ class Steps:
         if not first:
             return query, list(hits)
         neighbours = self._vectors.read([hit.place for hit in first])
-        scores = np.array([hit.score for hit in first], np.float32)
+        scores = np.array([hit.similarity for hit in first], np.float32)
         expanded = Query(expand_query(query.vector, neighbours, scores, settings), query.features)
         found = self._opened.search(expanded.vector[None], len(hits) + (own is not None), nprobe)
         others = [hit for hit in hits_of(self._opened, found)[0] if hit.image_id != own]

@@ -1,11 +1,14 @@
 """The doctor: each thing that can be wrong with an environment is found, named and answered with advice."""
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from deploy import doctor
+from deploy.cli import app
 from deploy.doctor import Finding, Surroundings
 from ingest.errors import BadInput
 
@@ -119,3 +122,19 @@ def test_a_store_that_overwrites_is_refused(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr("ingest.store.probe_create_only", refuse)
     found = doctor.examine(str(tmp_path), here=GOOD)[-1]
     assert (found.state, found.advice) == ("wrong", "this store does not honour create-only writes")
+
+
+@pytest.mark.parametrize(("here", "code"), [(GOOD, 0), (BROKEN["no faiss"][0], 1)], ids=["good", "broken"])
+def test_the_command_says_it_all_and_ends_with_1_if_something_is_wrong(
+    here: Surroundings, code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(doctor, "Surroundings", lambda: here)
+    arguments = ["doctor", "--gallery", str(tmp_path / "gallery")]
+    said = CliRunner().invoke(app, [*arguments, "--json"])
+    assert said.exit_code == code
+    value = json.loads(said.stdout)
+    assert value["ok"] == (code == 0)
+    assert [check["name"] for check in value["checks"]][-1] == "gallery"
+    told = CliRunner().invoke(app, arguments)
+    assert told.exit_code == code
+    assert ("pip install" in told.stdout) == (code == 1)

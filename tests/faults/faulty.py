@@ -131,6 +131,30 @@ class FaultyBackend:
             target.with_name(f"{UNFINISHED}{uuid.uuid4().hex}").write_bytes(data[: len(data) // 2])
 
 
+class InterruptedBackend(FaultyBackend):
+    """Wraps a backend, and lets somebody else work just before its operation `moment` (from 1)."""
+
+    def __init__(self, inner: Backend, moment: int, work: Callable[[], object]) -> None:
+        super().__init__(inner)
+        self.moment = moment
+        self.work = work
+
+    def _next_fault(self, verb: str, path: str) -> Fault | None:
+        with self._lock:
+            self.operations.append((verb, path))
+            now = len(self.operations) == self.moment
+        if now:
+            self.work()
+        return None
+
+
+def interrupted_store(url: str, moment: int, work: Callable[[Store], object]) -> Store:
+    """A store during whose operation `moment` another process does its work, with a clean store."""
+    clean = Store(url)
+    backend = InterruptedBackend(clean.backend, moment, lambda: work(clean))
+    return Store(clean.url, clean.options, backend)
+
+
 def faulty_store(
     url: str,
     at: int | None = None,

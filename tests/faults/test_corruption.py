@@ -120,6 +120,7 @@ def cuts(data: bytes) -> Iterator[tuple[str, bytes]]:
     for length in {0, 1, len(data) // 2, len(data) - 1}:
         yield f"cut to {length} bytes", data[:length]
     yield "extended by a zero", data + b"\0"
+    yield "extended by a space", data + b" "
     yield "extended by itself", data + data
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -74,6 +75,27 @@ def test_a_takedown_during_a_build_holds(published: bool) -> None:
     assert b.ids()[1] in answers(job.gallery)
 
 
+def test_what_was_taken_down_is_at_no_moment_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The build composed its generation before: it must lose, and not be corrected afterwards."""
+    job = job_on(memory_store())
+    ingest(job, vectors("a", 5))
+    build_tiny(job)
+    b = vectors("b", 5)
+    ingest(job, b)
+    original, found = index.publish.commit, []
+
+    def commit_and_look(*arguments: Any) -> bool:
+        won = original(*arguments)
+        found.append(b.ids()[0] in answers(job.gallery))
+        return won
+
+    monkeypatch.setattr(index.publish, "commit", commit_and_look)
+    with interrupted(index.publish, "commit", lambda: delete(job, [b.ids()[0]])):
+        build_tiny(job)
+    assert b.ids()[1] in answers(job.gallery)
+    assert found and not any(found)
+
+
 def test_an_ingest_does_not_commit_what_was_purged_since_it_listed() -> None:
     job = job_on(memory_store())
     a = vectors("a", 5)
@@ -92,7 +114,8 @@ def test_an_ingest_does_not_commit_what_was_purged_since_it_listed() -> None:
     assert verify(job).problems == ()
 
 
-def test_a_purge_during_a_build_leaves_a_whole_generation() -> None:
+@pytest.mark.parametrize("moment", ["check_present", "commit"])
+def test_a_purge_during_a_build_leaves_a_whole_generation(moment: str) -> None:
     job = job_on(memory_store())
     ingest(job, vectors("a", 5))
     build_tiny(job)
@@ -103,7 +126,7 @@ def test_a_purge_during_a_build_leaves_a_whole_generation() -> None:
         delete(job, [b.ids()[0]])
         purge_tiny(job)
 
-    with interrupted(index.publish, "check_present", take_down):
+    with interrupted(index.publish, moment, take_down):
         build_tiny(job)
     assert answers(job.gallery).keys() == set(vectors("a", 5).ids()) | set(b.ids()[1:])
     assert verify(job).problems == ()

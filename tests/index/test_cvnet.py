@@ -326,7 +326,10 @@ def sides(pyramid: Pyramid) -> tuple[tuple[int, int], ...]:
 
 
 @pytest.mark.parametrize(("size", "pairs"), [((32, 24), 4), ((9, 50), 3), ((48, 30), 1)])
-def test_what_tensors_take_at_a_time_stays_below_the_estimate(size: tuple[int, int], pairs: int) -> None:
+def test_what_tensors_take_at_a_time_stays_below_the_estimate(
+    size: tuple[int, int], pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cvnet, "_CPU_BATCH_BYTES", cvnet.MEMORY_BYTES)  # so that all are in one batch
     query, candidates = random_pyramid(*size), [random_pyramid(*size, seed) for seed in range(pairs)]
     fixed, each = pair_bytes(sides(query), sides(query), device=CPU)
     with Peak() as peak:

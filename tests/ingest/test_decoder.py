@@ -193,6 +193,39 @@ def test_abandoning_decode_ahead_leaves_the_decoder_usable(decoder: Decoder) -> 
     assert same(decoder.decode(other), decode(other, LIMITS))
 
 
+@pytest.mark.parametrize("between", [GOOD, b"", Rejected(Outcome.MISSING, "gone")])
+def test_a_second_stream_is_refused_and_does_the_first_no_harm(
+    decoder: Decoder, between: bytes | Rejected
+) -> None:
+    """Also where the child has nothing to do just then: what comes next never goes to it."""
+    images = [GOOD, between, GOOD, between, encoded(photograph(seed=9), "PNG")]
+    answers = decoder.decode_ahead(images)
+    child = decoder.child_pid
+    for image in images[:-1]:
+        assert same(next(answers), image if isinstance(image, Rejected) else decode(image, LIMITS))
+        with pytest.raises(BadInput, match="decode_ahead"):
+            next(decoder.decode_ahead([GOOD]))
+        with pytest.raises(BadInput, match="decode_ahead"):
+            decoder.decode(GOOD)
+    assert same(next(answers), decode(images[-1], LIMITS))  # type: ignore[arg-type]
+    assert list(answers) == [] and decoder.child_pid == child
+    assert isinstance(decoder.decode(GOOD), Decoded)
+
+
+def test_an_interrupted_exchange_does_not_answer_the_next_image(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: Decoder) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        monkeypatch.setattr(Decoder, "_receive", interrupted)
+        decoder.decode(GOOD)
+    monkeypatch.undo()
+    other = encoded(photograph(seed=10), "PNG")
+    assert same(decoder.decode(other), decode(other, LIMITS))
+
+
 def test_a_failing_source_leaves_the_decoder_usable(decoder: Decoder) -> None:
     def source() -> Iterator[bytes]:
         yield GOOD

@@ -4,9 +4,11 @@ import sys
 
 import cv2
 import faiss
+import numpy  # noqa: F401  (its BLAS is what is counted)
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
-from ingest.threads import fixed_threads, set_threads, thread_environment
+from ingest.threads import fixed_threads, one_blas_thread, set_threads, thread_environment
 
 COUNTS = """
 import sys
@@ -53,3 +55,23 @@ def test_fixed_threads_holds_inside_and_returns_afterwards() -> None:
         assert (cv2.getNumThreads(), faiss.omp_get_max_threads()) == (3, 3)
         raise KeyError
     assert (cv2.getNumThreads(), faiss.omp_get_max_threads()) == before
+
+
+def _blas_threads() -> set[int]:
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+
+def test_blas_has_one_thread_while_any_block_is_open_and_as_many_as_before_afterwards() -> None:
+    """Blocks of two threads that overlap, the first of which ends first."""
+    with threadpool_limits(3, "blas"):
+        first, second = one_blas_thread(), one_blas_thread()
+        first.__enter__()
+        second.__enter__()
+        assert _blas_threads() == {1}
+        first.__exit__(None, None, None)
+        assert _blas_threads() == {1}, "the second is still open"
+        second.__exit__(None, None, None)
+        assert _blas_threads() == {3}
+        with pytest.raises(KeyError), one_blas_thread():
+            raise KeyError
+        assert _blas_threads() == {3}

@@ -1,7 +1,7 @@
 """Image galleries small enough for tests: recipes, whole runs, what lies in a gallery, equal answers."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from index.build import BuildOptions, build
 from index.encodings import read_encodings
 from index.generation import Generation, read_generation
 from index.opened import open_generation
-from index.recipe import Recipe
+from index.recipe import Recipe, with_read_weights
 from ingest.catalogue import live_rows, read_catalogue
 from ingest.decode import Box, Decoded, DecodeSettings, decode
 from ingest.engine import Engine, InlineEngine
@@ -53,6 +53,44 @@ def small_recipe(
     )
 
 
+def cnn_recipe(kind: str = "flat", shard_rows: int = 1000, longest_side: int = 96, words: int = 8) -> Recipe:
+    """Three labels at once, two of them by one network, each its own part of a fused vector.
+
+    SIFT as in `small_recipe`; EfficientNet-Lite0 pooled by regions at two scales, and columns of an earlier
+    map: some 10 ms an image of 64 pixels.
+    """
+    sift = small_recipe(kind, shard_rows, longest_side, words)
+    assert sift.features is not None
+    network = {"name": "efficientnet-lite0"}
+    describe = {
+        "local": sift.features.describe["local"],
+        "global": {
+            "kind": "cnn-global",
+            "network": network,
+            "regions": {"kind": "sfrs"},
+            "scales": [1.0, 0.7071],
+        },
+        "columns": {"kind": "cnn-columns", "network": network, "layer": "reduction_3", "max_columns": 20},
+    }
+    vlad = {"kind": "vlad", "codebook": {"words": words, "sample_descriptors": 4000}}
+    parts = [
+        {"encoder": vlad, "weight": 2.0},
+        {"encoder": {"kind": "pooled"}, "projection": {"kind": "pca", "dim": 12}},
+        {"encoder": {**vlad, "reads": "columns", "prepare": "l2"}},
+    ]
+    return Recipe.model_validate(
+        {
+            **sift.model_dump(),
+            "name": f"small-cnn-{kind}",
+            "features": {"decode": sift.features.decode, "describe": describe},
+            "encoder": {"kind": "fused", "parts": parts},
+        }
+    )
+
+
+RECIPES: Mapping[str, Callable[..., Recipe]] = {"sift": small_recipe, "cnn": cnn_recipe}
+
+
 def images_of(text: str, options: Mapping[str, Any] | None = None) -> Source:
     source = open_source(text, options=options)
     assert isinstance(source, Source)
@@ -67,6 +105,8 @@ def job_on(store: Store | str, engine: Engine | None = None) -> Job:
 
 def ingest(job: Job, source: Source, recipe: Recipe, most_images: int = 50) -> ListingReport:
     """Lists a source, and describes what the catalogue then has of it."""
+    recipe, weights = with_read_weights(recipe, job.gallery)
+    weights.keep(job.gallery)
     report = ingest_source(job.gallery, source, job.progress, PartSizes(most_images))
     assert recipe.features is not None
     extract(job, read_catalogue(job.gallery), recipe.features, {source.name: source}, max_rejects=1.0)

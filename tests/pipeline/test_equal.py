@@ -1,15 +1,20 @@
 """Equal work gives equal bytes, whoever does it and wherever; equal galleries give equal answers."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from index.recipe import Recipe
+from ingest.compute import Compute
 from ingest.engine import open_engine
 from ingest.job import Job
 from ingest.store import Store
 from tests.pipeline.small import (
+    RECIPES,
     Ranked,
     answers,
     assert_same_answers,
@@ -19,70 +24,81 @@ from tests.pipeline.small import (
     images_of,
     ingest,
     job_on,
-    small_recipe,
     stored_vectors,
 )
 
 # 264 images: 256 train the codes of ivfadc. Many views of few scenes, because a scene costs most.
 TOWN = "town=synthetic:scenes=12,views=20,distractors=24,size=64,seed=3"
 SUBURB = "suburb=synthetic:scenes=4,views=15,distractors=0,size=64,seed=4"
-RECIPE = small_recipe("ivfadc", shard_rows=100)
 
 
-def _run(job: Job) -> None:
+def _run(job: Job, recipe: Recipe) -> None:
     town = images_of(TOWN)
-    ingest(job, town, RECIPE)
-    build_images(job, RECIPE, town)
+    ingest(job, town, recipe)
+    build_images(job, recipe, town)
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def recipe(request: pytest.FixtureRequest) -> Recipe:
+    return RECIPES[request.param]("ivfadc", shard_rows=100)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Store:
+def undisturbed(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """What one process makes of the town."""
     job = job_on(str(tmp_path_factory.mktemp("equal") / "gallery"))
-    _run(job)
+    _run(job, recipe)
     return job.gallery.store
 
 
-def test_a_second_run_gives_the_same_bytes(undisturbed: Store, tmp_path: Path) -> None:
+def test_a_second_run_gives_the_same_bytes(undisturbed: Store, recipe: Recipe, tmp_path: Path) -> None:
+    """Whatever number of threads torch has elsewhere, and however many images it is given at once."""
     job = job_on(str(tmp_path / "gallery"))
-    _run(job)
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        _run(replace(job, compute=Compute(window=5, decoders=2)), recipe)
+    finally:
+        torch.set_num_threads(before)
     assert_same_gallery(undisturbed, job.gallery.store)
     assert len([path for path in contents(undisturbed) if path.startswith("shards/")]) == 2 * 3
 
 
-def test_a_run_on_a_finished_gallery_adds_nothing(undisturbed: Store) -> None:
+def test_a_run_on_a_finished_gallery_adds_nothing(undisturbed: Store, recipe: Recipe) -> None:
     before = contents(undisturbed)
-    _run(job_on(undisturbed))
+    _run(job_on(undisturbed), recipe)
     assert contents(undisturbed) == before
 
 
 @pytest.mark.ray
 @pytest.mark.parametrize("workers", [1, 2])
-def test_ray_gives_the_same_bytes(undisturbed: Store, tmp_path: Path, ray_cluster: Any, workers: int) -> None:
+def test_ray_gives_the_same_bytes(
+    undisturbed: Store, recipe: Recipe, tmp_path: Path, ray_cluster: Any, workers: int
+) -> None:
     with open_engine("ray", workers) as engine:
         job = job_on(str(tmp_path / "gallery"), engine)
-        _run(job)
+        _run(job, recipe)
     assert_same_gallery(undisturbed, job.gallery.store)
 
 
 @pytest.mark.s3
-def test_s3_gives_the_same_bytes(undisturbed: Store, s3: Any) -> None:
+def test_s3_gives_the_same_bytes(undisturbed: Store, recipe: Recipe, s3: Any) -> None:
     job = job_on(f"s3://{s3.bucket()}/gallery")
-    _run(job)
+    _run(job, recipe)
     assert_same_gallery(undisturbed, job.gallery.store)
 
 
-@pytest.mark.parametrize("kind", ["flat", "ivfadc"])
-def test_shards_and_steps_do_not_change_answers(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "which"), [("flat", "sift"), ("ivfadc", "sift"), ("flat", "cnn")])
+def test_shards_and_steps_do_not_change_answers(kind: str, which: str, tmp_path: Path) -> None:
     """One step or two, one shard or several: the models are carried, so the answers must be too."""
     town, suburb = images_of(TOWN), images_of(SUBURB)
-    job, recipe = job_on(str(tmp_path / "gallery")), small_recipe(kind)
+    job, recipe = job_on(str(tmp_path / "gallery")), RECIPES[which](kind)
     ingest(job, town, recipe)
     build_images(job, recipe, town, suburb)
     ingest(job, suburb, recipe)
     in_steps = build_images(job, recipe, town, suburb)
     rebuilt = build_images(job, recipe, town, suburb, rebuild=True)
-    cut_up = build_images(job, small_recipe(kind, shard_rows=90), town, suburb, rebuild=True)
+    cut_up = build_images(job, RECIPES[which](kind, shard_rows=90), town, suburb, rebuild=True)
     assert [len(generation.shards) for generation in (in_steps, rebuilt, cut_up)] == [2, 1, 4]
     assert in_steps.models == rebuilt.models == cut_up.models
     ids, queries = stored_vectors(job.gallery)

@@ -3,19 +3,26 @@
 The process dies, or the store fails, at every write of an ingest, a build, a collection or a purge; a reader
 gets exactly the old or the new answers; a rerun gives an undisturbed run's answers and objects. Dying before
 the next write is dying after this one and at every read between the two, so only that is tried.
+
+With SIFT alone every fault is tried at every write. With a network, whose runs take ten times as long, the
+faults take turns: each write meets one of them.
 """
 
 import io
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from deploy.jobs import IngestOptions
+from deploy.jobs import ingest as ingest_job
 from index.collect import collect
+from index.generation import read_generation
 from index.purge import purge
 from index.quantizer import deserialise
 from index.recipe import Recipe
@@ -27,11 +34,22 @@ from ingest.extract import extract
 from ingest.features import read_features
 from ingest.gallery import Gallery, features_path
 from ingest.job import Job
+from ingest.parts import PartSizes
 from ingest.records import image_identity
 from ingest.store import Store
 from ingest.tables import decode_table
-from tests.faults.faulty import STAYING, STOPS, WRITES, Fault, Stopped, faulty_store, operations_of
+from tests.faults.faulty import (
+    STAYING,
+    STOPS,
+    WRITES,
+    Fault,
+    Stopped,
+    faulty_store,
+    interrupted_store,
+    operations_of,
+)
 from tests.pipeline.small import (
+    RECIPES,
     Album,
     HereDecoder,
     answers,
@@ -40,17 +58,18 @@ from tests.pipeline.small import (
     contents,
     ingest,
     job_on,
-    small_recipe,
     stored_vectors,
 )
 
-RECIPE = Recipe.model_validate(
-    {
-        **small_recipe(words=2, shard_rows=4).model_dump(),
-        "projection": {"kind": "pca", "dim": 3},
-        "gate": {"recall": 0, "queries": 2},
-    }
-)
+
+def _recipe(which: str, kind: str = "flat") -> Recipe:
+    return Recipe.model_validate(
+        {
+            **RECIPES[which](kind, words=2, shard_rows=4).model_dump(),
+            "projection": {"kind": "pca", "dim": 3},
+            "gate": {"recall": 0, "queries": 2},
+        }
+    )
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -78,41 +97,41 @@ VICTIM = image_identity("a", VICTIM_KEY)[0]
 QUERIES = np.eye(3, dtype=np.float32)
 
 
-def _build(job: Job) -> None:
-    build_images(job, RECIPE, A, B)
+def _build(job: Job, recipe: Recipe) -> None:
+    build_images(job, recipe, A, B)
 
 
-def _ingest_a(job: Job) -> None:
-    ingest(job, A, RECIPE, most_images=3)
+def _ingest_a(job: Job, recipe: Recipe) -> None:
+    ingest(job, A, recipe, most_images=3)
 
 
-def _ingest_b(job: Job) -> None:
-    ingest(job, B, RECIPE, most_images=3)
+def _ingest_b(job: Job, recipe: Recipe) -> None:
+    ingest(job, B, recipe, most_images=3)
 
 
-def _delete(job: Job) -> None:
+def _delete(job: Job, recipe: Recipe) -> None:
     delete(job, [VICTIM])
 
 
-def _purge(job: Job) -> None:
+def _purge(job: Job, recipe: Recipe) -> None:
     purge(job, lambda newest: build_images(job, newest.recipe, A, B))
 
 
-def _refit(job: Job) -> None:
-    build_images(job, RECIPE, A, B, refit=True)
+def _refit(job: Job, recipe: Recipe) -> None:
+    build_images(job, recipe, A, B, refit=True)
 
 
-def _leave_orphans(job: Job) -> None:
+def _leave_orphans(job: Job, recipe: Recipe) -> None:
     """What a stopped ingest leaves: a part and its features that no catalogue names."""
     store = job.gallery.store
     other = job_on(f"{store.url}-other")
-    ingest(other, C, RECIPE)
+    ingest(other, C, recipe)
     for folder in ("parts", "features"):
         for info in other.gallery.store.listing(folder):
             store.create(info.path, other.gallery.store.read(info.path))
 
 
-def _collect(job: Job) -> None:
+def _collect(job: Job, recipe: Recipe) -> None:
     collect(job.gallery, keep=1, grace_s=0)
 
 
@@ -120,8 +139,8 @@ def _collect(job: Job) -> None:
 class Command:
     """What was done before, what is done, and where that creates and deletes."""
 
-    prepare: tuple[Callable[[Job], None], ...]
-    run: Callable[[Job], None]
+    prepare: tuple[Callable[[Job, Recipe], None], ...]
+    run: Callable[[Job, Recipe], None]
     creates: tuple[str, ...]
     deletes: tuple[str, ...] = ()
     changes: bool = False  # what a reader gets
@@ -153,6 +172,7 @@ COMMANDS = {
 class Case:
     """A command, the gallery before it, and what an undisturbed run of it gives."""
 
+    which: str  # of RECIPES
     command: Command
     before: Path
     old: dict[int, float] | None
@@ -160,25 +180,29 @@ class Case:
     objects: dict[str, str]
     operations: tuple[tuple[str, str], ...]
 
+    def run(self, store: Store | str) -> None:
+        self.command.run(job_on(store), _recipe(self.which))
+
     def copy(self, folder: Path) -> str:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(self.before, folder)
         return str(folder)
 
 
-@pytest.fixture(scope="module", params=COMMANDS)
+@pytest.fixture(scope="module", params=list(product(RECIPES, COMMANDS)), ids="-".join)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    command = COMMANDS[request.param]
+    which, name = request.param
+    command, recipe = COMMANDS[name], _recipe(which)
     before, after = tmp_path_factory.mktemp("before"), tmp_path_factory.mktemp("after") / "gallery"
     job = job_on(str(before))
     for step in command.prepare:
-        step(job)
+        step(job, recipe)
     old = _seen(str(before))
     shutil.copytree(before, after)
     counted = faulty_store(str(after))
-    command.run(job_on(counted))
+    command.run(job_on(counted), recipe)
     operations = tuple(operations_of(counted))
-    return Case(command, before, old, _seen(str(after)), _settled(str(after)), operations)
+    return Case(which, command, before, old, _seen(str(after)), _settled(str(after)), operations)
 
 
 def _seen(url: str) -> dict[int, float] | None:
@@ -207,8 +231,10 @@ def _settled(url: str) -> dict[str, str]:
     return {path: digest for path, digest in contents(store).items() if not path.startswith("manifests/")}
 
 
-def _writes(case: Case) -> list[int]:
-    return [at for at, (verb, _) in enumerate(case.operations, 1) if verb in WRITES]
+def _writes(case: Case, turn: int) -> list[int]:
+    """Where a fault is tried; `turn` is its number among the faults."""
+    writes = [at for at, (verb, _) in enumerate(case.operations, 1) if verb in WRITES]
+    return writes if case.which == "sift" else writes[turn :: 2 + len(STAYING)]
 
 
 def test_the_commands_do_what_is_to_be_stopped(case: Case) -> None:
@@ -216,57 +242,94 @@ def test_the_commands_do_what_is_to_be_stopped(case: Case) -> None:
     written = {path.partition("/")[0] for verb, path in case.operations if verb == "create"}
     deleted = {path.partition("/")[0] for verb, path in case.operations if verb == "delete"}
     assert written >= set(case.command.creates)
+    if case.which == "cnn" and not case.command.prepare:
+        assert "models" in written  # the weights
     assert deleted >= set(case.command.deletes)
     assert (case.old != case.new) == case.command.changes
     assert case.objects
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("fault", STOPS[:2])
-def test_a_stop_at_any_write_loses_nothing(case: Case, fault: Fault, tmp_path: Path) -> None:
-    for at in _writes(case):
+@pytest.mark.parametrize(("turn", "fault"), list(enumerate(STOPS[:2])))
+def test_a_stop_at_any_write_loses_nothing(case: Case, turn: int, fault: Fault, tmp_path: Path) -> None:
+    for at in _writes(case, turn):
         url = case.copy(tmp_path / "gallery")
         with pytest.raises(Stopped):
-            case.command.run(job_on(faulty_store(url, at, fault)))
+            case.run(faulty_store(url, at, fault))
             raise Stopped("what was shorter this time was done")
         _finish(case, url, f"{fault} at {at}: {case.operations[at - 1]}")
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("fault", "times"), STAYING)
-def test_an_error_at_any_write_loses_nothing(
-    case: Case, fault: Fault, times: int | None, tmp_path: Path
-) -> None:
-    for at in _writes(case):
+@pytest.mark.parametrize(("turn", "fault"), list(enumerate((fault for fault, _ in STAYING), 2)))
+def test_an_error_at_any_write_loses_nothing(case: Case, turn: int, fault: Fault, tmp_path: Path) -> None:
+    for at in _writes(case, turn):
         url = case.copy(tmp_path / "gallery")
         with pytest.raises(ReseenError):
-            case.command.run(job_on(faulty_store(url, at, fault, times)))
+            case.run(faulty_store(url, at, fault, times=None))
         _finish(case, url, f"{fault} at {at}: {case.operations[at - 1]}")
 
 
 def _finish(case: Case, url: str, where: str) -> None:
     """What a reader sees is old or new; a rerun gives what an undisturbed run gives."""
     assert _seen(url) in (case.old, case.new), where
-    case.command.run(job_on(url))
+    case.run(url)
     assert _seen(url) == case.new, where
     assert _settled(url) == case.objects, where
+
+
+def _ingest_as_users_do(job: Job, recipe: Recipe) -> None:
+    """As `_ingest_b`, with the pin that the command holds."""
+    ingest_job(job, [B], recipe, IngestOptions(max_rejects=1.0, sizes=PartSizes(3, 3)))
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "steps",
+    [(_ingest_a, _build, _ingest_as_users_do), (_ingest_a, _build, _ingest_b, _build)],
+    ids=["ingest", "build"],
+)
+def test_a_collection_takes_nothing_from_what_is_in_progress(
+    steps: tuple[Callable[[Job, Recipe], None], ...], tmp_path: Path
+) -> None:
+    """At every operation of the last step another process collects everything that it can."""
+    before, counted, recipe = tmp_path / "before", tmp_path / "counted", _recipe("sift")
+    *earlier, run = steps
+    job = job_on(str(before))
+    for step in earlier:
+        step(job, recipe)
+    shutil.copytree(before, counted)
+    store = faulty_store(str(counted))
+    run(job_on(store), recipe)
+    new, objects = _seen(str(counted)), _settled(str(counted))
+    for at in range(2, len(operations_of(store)) + 1):
+        folder = tmp_path / "gallery"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(before, folder)
+        shared = interrupted_store(str(folder), at, lambda clean: _collect(job_on(clean), recipe))
+        run(job_on(shared), recipe)
+        assert len(operations_of(shared)) >= at
+        assert _seen(str(folder)) == new, f"collected at operation {at}"
+        assert _settled(str(folder)) == objects, f"collected at operation {at}"
 
 
 # -- purge ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("which", RECIPES)
 @pytest.mark.parametrize("kind", ["flat", "ivfadc"])
-def test_a_purged_image_is_nowhere(kind: str, tmp_path: Path) -> None:
+def test_a_purged_image_is_nowhere(kind: str, which: str, tmp_path: Path) -> None:
     """No byte of its descriptors, its vector, its key or its row is in any object, whatever its form."""
-    recipe = RECIPE.model_copy(update={"quantizer": small_recipe(kind).quantizer})
+    recipe = _recipe(which, kind)
     job = job_on(str(tmp_path / "gallery"))
     gallery = job.gallery
     for album in (A, B):
         ingest(job, album, recipe, most_images=3)
         build_images(job, recipe, A, B)
     build_images(job, recipe, A, B, rebuild=True)
-    traces = _Traces.of(gallery, recipe)
-    assert traces.found(gallery.store) >= {"blob", "index", "row", "key"}
+    traces = _Traces.of(gallery)
+    assert recipe.features is not None
+    assert traces.found(gallery.store) >= {*recipe.features.describe, "index", "row", "key"}
 
     delete(job, [VICTIM])
     before = answers(gallery, QUERIES, 20)
@@ -275,33 +338,40 @@ def test_a_purged_image_is_nowhere(kind: str, tmp_path: Path) -> None:
     assert_same_answers(before, answers(gallery, QUERIES, 20))
     assert VICTIM not in stored_vectors(gallery)[0]
     assert verify(job).problems == ()
-    _assert_as_extracted(job, recipe)
+    _assert_as_extracted(job)
 
 
 @dataclass(frozen=True)
 class _Traces:
-    """What would betray an image: its descriptors, its vector, its id and its key."""
+    """What would betray an image: its descriptors, by label, its vector, its id and its key."""
 
-    descriptors: tuple[bytes, ...]
+    descriptors: Mapping[str, tuple[bytes, ...]]
     vector: np.ndarray
 
     @staticmethod
-    def of(gallery: Gallery, recipe: Recipe) -> "_Traces":
-        assert recipe.features is not None
+    def of(gallery: Gallery) -> "_Traces":
+        features = read_generation(gallery).models.features
+        assert features is not None
         part = read_catalogue(gallery).parts[0]
         row = list(A.images).index(VICTIM_KEY)
-        ((_, image),) = read_features(gallery, recipe.features.digest, part.part, [row])
+        ((_, image),) = read_features(gallery, features, part.part, [row])
         ids, vectors = stored_vectors(gallery)
         (vector,) = vectors[ids == VICTIM]
-        return _Traces(tuple(bytes(one) for one in image.of("local")["descriptors"]), vector)
+        descriptors = {
+            label: tuple(one.tobytes() for one in arrays["descriptors"])
+            for label, arrays in image.by_label.items()
+        }
+        assert all(descriptors.values())
+        return _Traces(descriptors, vector)
 
     def found(self, store: Store) -> set[str]:
         """Where there are traces, by form. The deletion list names the id: that is its work."""
         found = set()
         for info in store.listing(""):
             data = store.read(info.path)
-            if any(one in data for one in self.descriptors):
-                found.add("blob")
+            for label, descriptors in self.descriptors.items():
+                if any(one in data for one in descriptors):
+                    found.add(label)
             if self.vector.tobytes() in data:
                 found.add("index")
             if VICTIM_KEY.encode() in data:
@@ -342,35 +412,36 @@ def _blobs(store: Store, digest: str, part: str) -> list[str]:
     ]
 
 
-def _assert_as_extracted(job: Job, recipe: Recipe) -> None:
+def _assert_as_extracted(job: Job) -> None:
     """What purge copied into the part without the image is what extracting that part gives."""
-    assert recipe.features is not None
-    digest, store = recipe.features.digest, job.gallery.store
+    features, store = read_generation(job.gallery).recipe.features, job.gallery.store
+    assert features is not None
+    digest = features.digest
     catalogue = read_catalogue(job.gallery)
     (part,) = [part for part in catalogue.parts if part.source == "a" and part.ref.rows == 2]
     paths = [features_path(digest, part.part), *_blobs(store, digest, part.part)]
     copied = [store.read(path) for path in paths]
     for path in paths:
         store.delete(path)
-    extract(job, catalogue, recipe.features, {"a": A, "b": B}, max_rejects=1.0)
+    extract(job, catalogue, features, {"a": A, "b": B}, max_rejects=1.0)
     assert [store.read(path) for path in paths] == copied
 
 
-def test_a_purge_takes_what_a_stopped_build_left(tmp_path: Path) -> None:
+@pytest.mark.parametrize("which", RECIPES)
+def test_a_purge_takes_what_a_stopped_build_left(which: str, tmp_path: Path) -> None:
     """A build that was stopped anywhere leaves objects that no commit names; they hold the image too."""
-    before = tmp_path / "before"
+    before, recipe = tmp_path / "before", _recipe(which)
     job = job_on(str(before))
-    _ingest_a(job)
-    _build(job)
-    _ingest_b(job)
-    traces = _Traces.of(job.gallery, RECIPE)
-    cut = RECIPE.model_copy(update={"shard_rows": 100})  # other shards, with the old images in them
+    for step in (_ingest_a, _build, _ingest_b):
+        step(job, recipe)
+    traces = _Traces.of(job.gallery)
+    cut = recipe.model_copy(update={"shard_rows": 100})  # other shards, with the old images in them
     counted = tmp_path / "counted"
     shutil.copytree(before, counted)
     store = faulty_store(str(counted))
     build_images(job_on(store), cut, A, B, rebuild=True)
     writes = [at for at, (verb, _) in enumerate(operations_of(store), 1) if verb in WRITES]
-    for at in writes:
+    for at in writes if which == "sift" else writes[::4]:
         for fault in ("stop_before", "stop_within"):
             folder = tmp_path / "gallery"
             shutil.rmtree(folder, ignore_errors=True)
@@ -378,6 +449,6 @@ def test_a_purge_takes_what_a_stopped_build_left(tmp_path: Path) -> None:
             with pytest.raises(Stopped):
                 build_images(job_on(faulty_store(str(folder), at, fault)), cut, A, B, rebuild=True)
             again = job_on(str(folder))
-            _delete(again)
-            _purge(again)
+            _delete(again, recipe)
+            _purge(again, recipe)
             assert traces.found(again.gallery.store) == set(), (at, operations_of(store)[at - 1])

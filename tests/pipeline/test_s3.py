@@ -29,6 +29,7 @@ from serve.searcher import open_searcher
 from tests import tiny
 from tests.conftest import S3, _free_ports, _start_weed, _wait_until_ready
 from tests.pipeline.small import (
+    RECIPES,
     assert_same_gallery,
     build_images,
     contents,
@@ -36,12 +37,9 @@ from tests.pipeline.small import (
     ingest,
     job_on,
     rendered,
-    small_recipe,
 )
 
 pytestmark = pytest.mark.s3
-
-RECIPE = small_recipe()
 
 
 def _jpegs(count: int) -> dict[str, bytes]:
@@ -60,19 +58,21 @@ def _upload(server: S3, folder: str, files: dict[str, bytes]) -> None:
         filesystem.pipe_file(f"{folder}/{key}", data)
 
 
-def test_the_whole_life_of_a_gallery(s3: S3) -> None:
+@pytest.mark.parametrize("which", RECIPES)
+def test_the_whole_life_of_a_gallery(which: str, s3: S3) -> None:
+    recipe = RECIPES[which]()
     files, bucket = _jpegs(13), s3.bucket()
     (*early, late), victim_key = list(files), list(files)[6]
     _upload(s3, f"{bucket}/photos", {key: files[key] for key in early})
     photos = images_of(f"s3://{bucket}/photos")
     job = job_on(f"s3://{bucket}/gallery")
     gallery = job.gallery
-    assert ingest(job, photos, RECIPE, most_images=4).new == 12
-    assert build_images(job, RECIPE, photos).number == 1
+    assert ingest(job, photos, recipe, most_images=4).new == 12
+    assert build_images(job, recipe, photos).number == 1
     _upload(s3, f"{bucket}/photos", {late: files[late]})
-    report = ingest(job, photos, RECIPE, most_images=4)
+    report = ingest(job, photos, recipe, most_images=4)
     assert (report.new, report.unchanged) == (1, 12)
-    assert build_images(job, RECIPE, photos).number == 2
+    assert build_images(job, recipe, photos).number == 2
     assert verify(job).problems == ()
 
     victim = image_identity("photos", victim_key)[0]
@@ -197,30 +197,37 @@ class _Killing:
         return getattr(self.inner, name)
 
 
-@pytest.mark.parametrize(("at", "after"), [(4, False), (9, True)])
-def test_a_server_killed_in_the_middle_of_an_ingest(weed: Weed, tmp_path: Path, at: int, after: bool) -> None:
-    """12 images in 6 parts: writes 1 to 7 list them (with their manifest), the others describe them."""
-    files = _jpegs(12)
+@pytest.mark.parametrize(
+    ("which", "at", "after"), [("sift", 4, False), ("sift", 9, True), ("cnn", 1, True), ("cnn", 12, False)]
+)
+def test_a_server_killed_in_the_middle_of_an_ingest(
+    weed: Weed, tmp_path: Path, which: str, at: int, after: bool
+) -> None:
+    """12 images in 6 parts: writes 1 to 7 list them (with their manifest), the others describe them.
+
+    A network's weights are written before all that.
+    """
+    recipe, files = RECIPES[which](), _jpegs(12)
     folder = tmp_path / "photos"
     for key, data in files.items():
         (folder / key).parent.mkdir(parents=True, exist_ok=True)
         (folder / key).write_bytes(data)
     photos = images_of(str(folder))
     calm = job_on(str(tmp_path / "calm"))
-    ingest(calm, photos, RECIPE, most_images=2)
-    build_images(calm, RECIPE, photos)
+    ingest(calm, photos, recipe, most_images=2)
+    build_images(calm, recipe, photos)
 
     url = f"s3://{weed.server.bucket()}/gallery"
     store = Store(url, weed.server.options)
     job_on(store)
     killing = Store(url, weed.server.options, _Killing(store.backend, weed, at, after), (0.0,))  # type: ignore[arg-type]
     with pytest.raises(Unavailable):
-        ingest(job_on(killing), photos, RECIPE, most_images=2)
+        ingest(job_on(killing), photos, recipe, most_images=2)
     assert weed.deaths == 1
     weed.start()
     again = job_on(Store(url, weed.server.options))
-    ingest(again, photos, RECIPE, most_images=2)
-    build_images(again, RECIPE, photos)
+    ingest(again, photos, recipe, most_images=2)
+    build_images(again, recipe, photos)
     assert_same_gallery(calm.gallery.store, again.gallery.store)
     assert verify(again).problems == ()
 
