@@ -55,11 +55,14 @@ EncoderSettings = Annotated[
 ]
 
 
+def encoders_in(settings: EncoderSettings) -> list[OneEncoderSettings]:
+    """The encoder itself, or those of its parts."""
+    return [part.encoder for part in settings.parts] if isinstance(settings, FusedSettings) else [settings]
+
+
 def labels_read(settings: EncoderSettings) -> set[str]:
     """The labels of the features that an encoder reads."""
-    if isinstance(settings, FusedSettings):
-        return {part.encoder.reads for part in settings.parts}
-    return {settings.reads}
+    return {encoder.reads for encoder in encoders_in(settings)}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from index.expansion import ExpansionSettings
-from index.fused import AnyProjectionSettings, EncoderSettings, labels_read
+from index.expansion import ExpansionSettings
+from index.fused import AnyProjectionSettings, EncoderSettings, encoders_in
 from index.quantizer import QuantizerSettings
 from index.steps import StepSettings
 from ingest.features import FeatureSettings
@@ -110,15 +111,31 @@ class Recipe(BaseModel):
         return digest_of(without_sources(self.model_dump(mode="json", include=stages)))
 
 
+_LOCAL = frozenset(["sift", "cnn-columns", "cnn-patches"])
+_READABLE = {  # kinds of features that each encoder and step can read
+    "vlad": _LOCAL,
+    "netvlad": _LOCAL,
+    "geometry": _LOCAL,
+    "pooled": frozenset(["cnn-global"]),
+    "regions": frozenset(["cnn-global"]),
+    "cvnet": frozenset(["cvnet-pyramid"]),
+}
+
+
 def _check_labels(features: FeatureSettings, encoder: EncoderSettings, steps: Sequence[StepSettings]) -> None:
-    """Whatever is read is described: `ValueError` for pydantic, with the choices."""
-    wanted = {"encoder": labels_read(encoder)}
-    wanted |= {f"steps[{place}]": {step.reads} for place, step in enumerate(steps) if hasattr(step, "reads")}
-    for where, labels in wanted.items():
-        if missing := sorted(labels - features.describe.keys()):
+    """Whatever is read is described, and of a kind that can be read: `ValueError` for pydantic if not."""
+    readers = [*encoders_in(encoder), *(step for step in steps if not isinstance(step, ExpansionSettings))]
+    for reader in readers:
+        described = features.describe.get(reader.reads)
+        if described is None:
             raise ValueError(
-                f"{where} reads the features {', '.join(missing)}, and features.describe has only: "
+                f"{reader.kind} reads the features {reader.reads}, and features.describe has only: "
                 f"{', '.join(sorted(features.describe))}; describe them, or set `reads`"
+            )
+        if described.kind not in _READABLE[reader.kind]:
+            raise ValueError(
+                f"{reader.kind} cannot read {reader.reads}, which is {described.kind}: it reads "
+                f"{', '.join(sorted(_READABLE[reader.kind]))}"
             )
 
 

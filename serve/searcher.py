@@ -202,7 +202,7 @@ class Searcher:
         nprobe: int | None = None,
         names: Sequence[str] | None = None,
     ) -> list[Answer]:
-        """The `top` best images for each vector, which is L2-normalised first.
+        """The `top` best images for each vector, which is L2-normalised first, by the index alone: no steps.
 
         Args:
             names: of the queries; their row numbers by default.

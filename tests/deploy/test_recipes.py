@@ -71,7 +71,11 @@ WRONG = {
     ),
     "a label that nothing is described under": (
         "name: x\nfeatures: {}\nencoder: {kind: vlad, reads: columns}\nquantizer: {kind: flat}\n",
-        r"the recipe: encoder reads the features columns, and features.describe has only: local",
+        r"the recipe: vlad reads the features columns, and features.describe has only: local",
+    ),
+    "features of a kind that cannot be read": (
+        "name: x\nfeatures: {}\nencoder: {kind: pooled, reads: local}\nquantizer: {kind: flat}\n",
+        r"the recipe: pooled cannot read local, which is sift: it reads cnn-global",
     ),
     "a value out of bounds": (
         "name: x\nquantizer: {kind: flat}\nshard_rows: 0\n",

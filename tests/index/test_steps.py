@@ -207,10 +207,10 @@ def test_steps_in_a_recipe_read_what_it_describes() -> None:
     [
         (
             {"steps": [{"kind": "expand"}, {"kind": "geometry", "reads": "x"}]},
-            r"steps\[1\] reads the features x",
+            "geometry reads the features x",
         ),
         ({"steps": [{"kind": "cvnet", "reads": "y"}]}, "features.describe has only: global, local, pyramid"),
-        ({"encoder": {"kind": "pooled", "reads": "z"}}, "encoder reads the features z"),
+        ({"encoder": {"kind": "pooled", "reads": "z"}}, "pooled reads the features z"),
         ({"steps": [{"kind": "diffusion"}]}, "diffusion"),
         ({"steps": [{"kind": "geometry", "deep": 3}]}, "deep"),
         (
