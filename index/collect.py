@@ -98,9 +98,12 @@ def _needed(gallery: Gallery, lease: Pin, keep: int, oldest: float) -> _Needed:
     """Read after the candidates were listed and the lease was taken."""
     pins = live_pins(gallery).values()
     catalogue = read_catalogue(gallery)
+    prefixes = {prefix for pin in pins for prefix in pin["prefixes"]}
+    if any(pin["kind"] == "build" for pin in pins):
+        prefixes.add("models/")  # a build can name a model only once it is fitted, and so written
     needed = _Needed(
         paths=objects_of_catalogue(gallery, catalogue),
-        prefixes=tuple(sorted({prefix for pin in pins for prefix in pin["prefixes"]})),
+        prefixes=tuple(sorted(prefixes)),
         parts=set(catalogue.position),
     )
     numbers = gallery.generations.numbers()

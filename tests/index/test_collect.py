@@ -4,6 +4,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from index.pins import Pin, Renewing, live_pins, read_pins
 from ingest.errors import Unavailable
 from ingest.job import Job
 from ingest.progress import SilentProgress
-from ingest.store import Store
+from ingest.store import Backend, Store
 from tests.tiny import RECIPE, build_tiny, exists, ingest, job_on, vectors
 
 CUTS = (2, 3, 4, 6, 100)  # rows of a shard, in each generation others
@@ -99,6 +100,33 @@ def test_what_is_young_is_kept_whatever_names_it(job: Job) -> None:
     assert whole(job) == [5]
     assert report.removed["shards"] > 1
     assert not [path for path in paths(job) if "orphan" in path]
+
+
+class _SlowToRemoveManifests:
+    """Notes which manifests are still there whenever something else is removed."""
+
+    def __init__(self, inner: Backend) -> None:
+        self.inner = inner
+        self.left: list[set[str]] = []
+
+    def remove(self, path: str) -> None:
+        if path.startswith("manifests/"):
+            time.sleep(0.05)
+        elif not path.startswith("pins/"):
+            self.left.append({info.path for info in self.inner.walk("manifests")})
+        self.inner.remove(path)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def test_a_generation_is_gone_before_anything_that_it_names(job: Job) -> None:
+    """Whenever a collection is stopped, a generation that still has its lists is whole."""
+    store = job.gallery.store
+    slow = _SlowToRemoveManifests(store.backend)
+    collect(job_on(Store(store.url, backend=slow)).gallery, keep=1, grace_s=0)  # type: ignore[arg-type]
+    kept = {info.path for info in store.listing("manifests")}
+    assert slow.left and all(left == kept for left in slow.left)
 
 
 def test_a_dry_run_counts_what_a_run_removes_and_removes_nothing(job: Job) -> None:

@@ -75,6 +75,23 @@ def test_the_strongest_column_lies_on_the_brightest_place(
         assert found["descriptors"].shape == (1, 3)
 
 
+@pytest.mark.parametrize(
+    ("longest", "reduced", "box"),
+    [(640, None, None), (256, None, None), (640, 256, None), (256, 64, (128, 64, 384, 192))],
+)
+def test_cells_tile_what_the_network_saw(longest: int, reduced: int | None, box: Box | None) -> None:
+    """Each is centred on its tile, to the last digit, and as wide as that."""
+    label = {"kind": "cnn-columns", "network": COLOURS, "layer": "near", "longest_side": reduced}
+    x0, y0, x1, y1 = box or (0, 0, WIDTH, HEIGHT)
+    shown = x1 - x0
+    cell = 8 * shown / min(shown, longest, reduced or longest)
+    found = one(open_describer({"a": label}), seen(picture(HEIGHT, WIDTH), 1, longest, box), "a")
+    rows, columns = np.arange(y0, y1, cell), np.arange(x0, x1, cell)
+    expected = [(x + (cell - 1) / 2, y + (cell - 1) / 2) for y in rows for x in columns]
+    np.testing.assert_allclose(found["keypoints"], expected, atol=1e-4)
+    np.testing.assert_allclose(found["diameters"], cell, rtol=1e-6)
+
+
 @pytest.mark.parametrize("layer", ["reduction_1", "reduction_2", "reduction_3"])
 @pytest.mark.parametrize("longest", [512, 256])
 def test_a_cell_of_a_real_network_answers_to_what_is_drawn_where_it_lies(layer: str, longest: int) -> None:
@@ -87,6 +104,7 @@ def test_a_cell_of_a_real_network_answers_to_what_is_drawn_where_it_lies(layer: 
     empty = one(describer, seen(np.zeros((HEIGHT, WIDTH, 3), np.uint8), longest=longest), "a")
     assert len(empty["keypoints"]) == (HEIGHT // (known.stride * scale)) * (WIDTH // (known.stride * scale))
     np.testing.assert_allclose(empty["diameters"], known.stride * scale, rtol=1e-6)
+    np.testing.assert_allclose(empty["keypoints"][0], (known.offset + 0.5) * scale - 0.5, atol=1e-4)
     for x, y in ((290, 80), (131, 201)):
         drawn = one(describer, seen(blob(x, y, 8), longest=longest), "a")
         assert np.array_equal(drawn["keypoints"], empty["keypoints"])

@@ -25,8 +25,7 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def recipe(tmp_path: Path) -> Path:
     file = tmp_path / "cnn.yaml"
     stated = {
-        **cnn_recipe("ivfadc", shard_rows=8).model_dump(mode="json"),
-        "quantizer": {"kind": "flat"},
+        **cnn_recipe(shard_rows=8).model_dump(mode="json"),
         "steps": [{"kind": "geometry", "depth": 10}],
     }
     file.write_text(yaml.safe_dump(stated))
