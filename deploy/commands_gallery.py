@@ -322,18 +322,19 @@ def evaluate(
     output = Output(json, quiet)
     if protocol != "labels":
         raise BadInput(f"there is no protocol {protocol!r}: choose labels")
-    compute = Compute(device.value, threads=None)
+    compute = Compute(device.value)
     with open_job(gallery, engine.value, workers, output.progress(), compute=compute) as job:
-        recipe = read_generation(job.gallery, generation).recipe
+        stop_on_sigterm()
+        chosen = read_generation(job.gallery, generation)
         found = evaluate_labels(
             job,
             label_pattern,
             query_pattern=query_pattern,
-            generation=generation,
+            generation=chosen.number,  # whatever is published meanwhile
             depth=top,
             nprobe=nprobe,
             exact=exact,
-            steps=chosen_steps(recipe, rerank, depth),
+            steps=chosen_steps(chosen.recipe, rerank, depth),
             junk_pattern=junk_pattern,
             steps_skip_junk=rerank_skips_junk,
             cache=Cache(cache_folder(cache)),

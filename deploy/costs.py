@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ingest.networks import NetworkSettings
 
 _SIFT_BYTES = 148  # a key point: place, diameter, angle, response, descriptor
+_LEAST_SIDE = 32  # pixels of an image that has a pyramid
 _PLACE_BYTES = 12  # of another local feature
 _UNKNOWN = Layer(2048, 32, 0)  # of somebody's own network
 _PART_BYTES = 256 * 2**20  # of a part's features, in a worker's memory while it is described
@@ -39,11 +40,12 @@ def _bytes(settings: Any, longest: int) -> int:
     if isinstance(settings, PyramidSettings):
         if settings.storage == "none":
             return 0
+        height, width = max(height, _LEAST_SIDE), max(width, _LEAST_SIDE)
         return stored_bytes(height, width, settings.storage, longest_map_side=settings.longest_map_side)
     layer = _layer(settings.network, settings.layer)
     if isinstance(settings, PatchesSettings):
         return settings.max_patches * (2 * layer.channels + _PLACE_BYTES)
-    cells = max(1, height // layer.stride), max(1, width // layer.stride)
+    cells = -(-height // layer.stride), -(-width // layer.stride)
     if isinstance(settings, ColumnsSettings):
         return min(settings.max_columns, cells[0] * cells[1]) * (2 * layer.channels + _PLACE_BYTES)
     assert isinstance(settings, GlobalSettings)
@@ -66,7 +68,9 @@ def part_images(features: FeatureSettings | None) -> int:
 def told(features: FeatureSettings, images: int) -> str:
     """`features of 10,000 images will take up to 13 GB: 222 KB local, 1,074 KB pyramid an image`."""
     each = feature_bytes(features)
-    parts = ", ".join(f"{size / 1000:,.0f} KB {label}" for label, size in each.items())
+    parts = (
+        ", ".join(f"{size / 1000:,.0f} KB {label}" for label, size in each.items()) or "nothing is stored of"
+    )
     total = images * sum(each.values())
     return f"features of {images:,} images will take up to {_size(total)}: {parts} an image"
 

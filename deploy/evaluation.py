@@ -6,8 +6,9 @@ never a query. Average precision is over the first `depth` others; a positive th
 that has no vector, counts as zero. A query without positives is left out; one that has positives and no
 vector (its image was rejected) counts as zero.
 
-All recall figures are those of a search for the best hundred. Ranking deeper than that, for average
-precision, an index with lists reads more of them until enough is found, as it does for any user.
+All recall figures are those of a search for the best hundred; with steps, those of the ranking after them.
+Ranking deeper than that, for average precision, an index with lists reads more of them until enough is found,
+as it does for any user.
 """
 
 from collections.abc import Iterator, Sequence

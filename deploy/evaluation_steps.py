@@ -13,12 +13,13 @@ from index.generation import Generation
 from index.opened import Hits
 from index.rerank import Hit
 from index.rerank_queries import StoredQuery, look_again_at_all
-from index.steps import PairSettings, StepSettings
+from index.steps import PairSettings, StepSettings, looks_at
 from index.stored_vectors import StoredVectors
 from ingest.feature_reader import Place
 from ingest.job import Job
 
 Search = Callable[[Float32[np.ndarray, "q d"]], Hits]
+Answers = tuple[np.ndarray, np.ndarray]  # ids and scores, best first
 
 
 @dataclass
@@ -48,14 +49,21 @@ class EvaluationSteps:
             places: of the queries, in the collection.
         """
         own = self.collection.live.image_id[places]
+        answers = self._answers(found, own)
         queries = [
-            StoredQuery(self._place(int(own[q])), vectors[q], self._hits(found, q, int(own[q])))
+            StoredQuery(self._place(int(own[q])), vectors[q], self._hits(answers[q]))
             for q in range(len(places))
         ]
         for expands, some in groupby(self.steps, lambda step: isinstance(step, ExpansionSettings)):
             for group in [[step] for step in some] if expands else [list(some)]:
-                queries = self._expanded(queries, group[0], own) if expands else self._pairs(queries, group)
-        return [np.array([hit.image_id for hit in query.hits], np.int64) for query in queries]
+                if expands:
+                    queries, answers = self._expanded(queries, group[0], own)
+                else:
+                    queries = self._pairs(queries, group)
+        return [
+            np.append(np.array([hit.image_id for hit in query.hits], np.int64), ids[len(query.hits) :])
+            for query, (ids, _) in zip(queries, answers, strict=True)
+        ]
 
     def _pairs(self, queries: Sequence[StoredQuery], steps: Sequence[StepSettings]) -> list[StoredQuery]:
         pairs: list[PairSettings] = [step for step in steps if not isinstance(step, ExpansionSettings)]
@@ -64,14 +72,14 @@ class EvaluationSteps:
 
     def _expanded(
         self, queries: Sequence[StoredQuery], settings: StepSettings, own: Int64[np.ndarray, " q"]
-    ) -> list[StoredQuery]:
+    ) -> tuple[list[StoredQuery], list[Answers]]:
         assert isinstance(settings, ExpansionSettings)
         vectors = np.stack([self._expansion(query, settings) for query in queries])
-        found = self.search(vectors)
-        return [
-            replace(query, vector=vectors[q], hits=self._hits(found, q, int(own[q])))
-            for q, query in enumerate(queries)
+        answers = self._answers(self.search(vectors), own)
+        expanded = [
+            replace(query, vector=vectors[q], hits=self._hits(answers[q])) for q, query in enumerate(queries)
         ]
+        return expanded, answers
 
     def _expansion(self, query: StoredQuery, settings: ExpansionSettings) -> Float32[np.ndarray, " d"]:
         first = query.hits[: settings.neighbours]
@@ -81,12 +89,19 @@ class EvaluationSteps:
         neighbours = self._vectors.read([hit.place for hit in first])
         return expand_query(query.vector, neighbours, scores, settings)
 
-    def _hits(self, found: Hits, q: int, own: int) -> tuple[Hit, ...]:
-        ids, scores = found.image_ids[q], found.scores[q]
-        kept = (ids >= 0) & (ids != own) & ~np.isin(ids, self.ignored)
+    def _answers(self, found: Hits, own: Int64[np.ndarray, " q"]) -> list[Answers]:
+        """What was found for each query, without itself and what is ignored."""
+        answers = []
+        for ids, scores, itself in zip(found.image_ids, found.scores, own, strict=True):
+            kept = (ids >= 0) & (ids != itself) & ~np.isin(ids, self.ignored)
+            answers.append((ids[kept], scores[kept]))
+        return answers
+
+    def _hits(self, answers: Answers) -> tuple[Hit, ...]:
+        """Those that steps may look at: steps only add to scores, so the others stay behind, in order."""
+        ids, scores = (array[: max(map(looks_at, self.steps))].tolist() for array in answers)
         return tuple(
-            Hit(image, self._place(image), score, score)
-            for image, score in zip(ids[kept].tolist(), scores[kept].tolist(), strict=True)
+            Hit(image, self._place(image), score, score) for image, score in zip(ids, scores, strict=True)
         )
 
     def _place(self, image_id: int) -> Place:

@@ -207,8 +207,10 @@ def ingest(
 
     options = options or IngestOptions()
     _check_together(job, sources, recipe)
-    recipe, weights = with_read_weights(recipe, job.gallery)
-    with hold(job.gallery, "parts/", "manifests/", *_folders(sources, recipe)) as pin:
+    # All models are held, for the gallery's own copies of weights are looked for inside.
+    with hold(job.gallery, "parts/", "manifests/", "models/") as pin:
+        recipe, weights = with_read_weights(recipe, job.gallery)
+        pin.keep(*_folders(sources, recipe))
         weights.keep(job.gallery)
         job = replace(job, progress=Renewing(job.progress, pin))
         listings = {source.name: _list(job, source, options) for source in sources}
@@ -246,8 +248,7 @@ def _folders(sources: Sequence[Source | VectorSource], recipe: "Recipe") -> list
     from index.ready_made import ready_made_digest
 
     if recipe.features is not None:
-        weights = [f"models/{digest}/" for digest in sorted(recipe.weights)]
-        return [f"features/{recipe.features.digest}/", *weights]
+        return [f"features/{recipe.features.digest}/"]
     return [f"encodings/{ready_made_digest(s.dim)}/" for s in sources if isinstance(s, VectorSource)]
 
 

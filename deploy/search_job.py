@@ -142,7 +142,8 @@ def _result_json(found: "Result") -> dict[str, Any]:
 
 def _evidence_json(evidence: "Evidence") -> dict[str, Any]:
     figures = {name: round(value, 6) for name, value in evidence.figures.items()}
-    return {"step": evidence.kind, "added": round(evidence.added, 6), **figures}
+    box = {} if evidence.box is None else {"box": [round(side, 1) for side in evidence.box]}
+    return {"step": evidence.kind, "added": round(evidence.added, 6), **figures, **box}
 
 
 def _finite(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def draw_evidence(
     with Decoder(decode) as decoder:
         for query, answer, result in pairs:
             data = images.read(result)
-            ours = decoder.decode(query.data)
+            ours = decoder.decode(query.data, query.box)  # the part that steps saw, and heat lies over
             theirs = data if isinstance(data, Rejected) else decoder.decode(data)
             if isinstance(ours, Rejected) or isinstance(theirs, Rejected):
                 continue

@@ -1,7 +1,8 @@
 """The encoders by name: how the features of an image become one vector.
 
 To add one: a settings model with its `kind` and `reads`, a frozen fitted class with `dim`, `notes`, `encode`,
-`to_arrays` and `from_arrays`, a function that fits it, and a line in `ENCODERS` and `OneEncoderSettings`.
+`to_arrays` and `from_arrays`, a function that fits it, a line in `ENCODERS`, `OneEncoderSettings` and
+`index.fused.EncoderSettings`, and the kinds of features that it can read in `index.recipe`.
 """
 
 from collections.abc import Callable, Mapping

@@ -45,7 +45,7 @@ SEED = 1  # of the order in which images are drawn; held-out queries are the las
 _DESCRIPTORS_OF_AN_IMAGE = (
     64  # at least, where there are enough images: more images teach more than more of one
 )
-_LEAST_IMAGES = 64  # also where one descriptor suffices: some images may have none
+_LEAST_IMAGES = 1024  # also where one descriptor suffices: some images may have none
 
 
 @dataclass(frozen=True)

@@ -60,11 +60,6 @@ def encoders_in(settings: EncoderSettings) -> list[OneEncoderSettings]:
     return [part.encoder for part in settings.parts] if isinstance(settings, FusedSettings) else [settings]
 
 
-def labels_read(settings: EncoderSettings) -> set[str]:
-    """The labels of the features that an encoder reads."""
-    return {encoder.reads for encoder in encoders_in(settings)}
-
-
 @dataclass(frozen=True)
 class Vectoriser:
     """A fitted encoder and the projection that follows it, if any."""

@@ -11,12 +11,12 @@ agree within .002 of mAP, 0.5 pixels of corner error and a factor of two in time
 well in 12 ms. What is used is USAC_DEFAULT's choice, spelled out so that the seed is ours.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64, Int32, Int64
+from jaxtyping import Bool, Float32, Float64, Int32, Int64
 from pydantic import BaseModel, ConfigDict, Field
 
 from index.matching import match
@@ -176,14 +176,6 @@ def verify_matches(
         model=_in_originals(model, a[inliers], query_scale, candidate_scale),
         added=settings.weight * min(len(found), settings.cap),
     )
-
-
-def verified_order(
-    scores: Float[np.ndarray, "k"], verifications: Sequence[Verification]
-) -> Int64[np.ndarray, "k"]:
-    """The order of candidates by similarity + added, best first; of equals, who came first stays first."""
-    added = np.array([verification.added for verification in verifications], np.float64)
-    return np.argsort(-(np.asarray(scores, np.float64) + added), kind="stable")
 
 
 def _nothing(matches: int) -> Verification:

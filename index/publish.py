@@ -20,6 +20,7 @@ from ingest.errors import Conflict, NotFound
 from ingest.gallery import Gallery, model_path
 from ingest.job import Job
 from ingest.tables import read_manifest, read_table
+from ingest.weights import without_sources
 
 _TRIES = 1000  # lost races before a publisher gives up
 
@@ -137,7 +138,10 @@ class _Publisher:
 
     def same_content(self, newest: Generation, candidate: Generation) -> bool:
         """Whether publishing the candidate would change nothing that a search can tell."""
-        if any(getattr(newest, name) != getattr(candidate, name) for name in ("recipe", "models", "shards")):
+        if newest.models != candidate.models or newest.shards != candidate.shards:
+            return False
+        recipes = (without_sources(each.recipe.model_dump(mode="json")) for each in (newest, candidate))
+        if next(recipes) != next(recipes):
             return False
         parts = (self.catalogue(generation.catalogue).parts for generation in (newest, candidate))
         return next(parts) == next(parts) and _mask_bytes(newest) == _mask_bytes(candidate)

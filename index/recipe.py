@@ -10,9 +10,10 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from index.expansion import ExpansionSettings
-from index.expansion import ExpansionSettings
 from index.fused import AnyProjectionSettings, EncoderSettings, encoders_in
+from index.pooled import PooledSettings
 from index.quantizer import QuantizerSettings
+from index.region_scores import RegionStepSettings
 from index.steps import StepSettings
 from ingest.features import FeatureSettings
 from ingest.gallery import Gallery
@@ -46,8 +47,8 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(description="letters, digits, - and _", pattern=r"^[A-Za-z0-9_-]+$")
-    features: FeatureSettings | None = Field(None, description="images to local features")
-    encoder: EncoderSettings | None = Field(None, description="local features to one vector")
+    features: FeatureSettings | None = Field(None, description="images to features")
+    encoder: EncoderSettings | None = Field(None, description="features to one vector")
     projection: AnyProjectionSettings | None = Field(
         None, description="fewer dimensions; null: the encoder's own"
     )
@@ -136,6 +137,12 @@ def _check_labels(features: FeatureSettings, encoder: EncoderSettings, steps: Se
             raise ValueError(
                 f"{reader.kind} cannot read {reader.reads}, which is {described.kind}: it reads "
                 f"{', '.join(sorted(_READABLE[reader.kind]))}"
+            )
+        pooled = isinstance(encoder, PooledSettings) and encoder.reads == reader.reads
+        if isinstance(reader, RegionStepSettings) and not pooled:
+            raise ValueError(
+                "step regions compares regions with the query's vector: let the encoder be pooled and read "
+                f"{reader.reads} too, or leave the step out"
             )
 
 

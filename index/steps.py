@@ -5,7 +5,7 @@ their scores and says why; a step that asks anew (expand) replaces the answers. 
 are folded in order over the hits.
 
 To add a pair step: a settings model with `kind`, `reads` and `depth`, a class with `score`, a line in the
-union and in `_OPENERS`.
+union and in `_OPENERS`, and what it can read in `index.recipe`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -121,7 +121,8 @@ class RegionStep:
     ) -> list[Evidence]:
         """Adds what the best region scores above the whole image: the sum is the best region's score."""
         arrays = [candidate.of(self.settings.reads) for candidate in candidates]
-        best = best_regions(query.vector, [each["descriptors"] for each in arrays], self.projection)
+        with one_blas_thread():
+            best = best_regions(query.vector, [each["descriptors"] for each in arrays], self.projection)
         evidence = []
         for each, found, score in zip(arrays, best, scores, strict=True):
             x0, y0, x1, y1 = map(float, each["boxes"][found.row])

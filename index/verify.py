@@ -1,5 +1,6 @@
 """Verifying: every object that a generation names is read and checked; all problems are reported."""
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -89,7 +90,7 @@ def _checks(gallery: Gallery, task: VerifyTask) -> Iterator[Callable[[], object]
         yield lambda: read_encodings(gallery, models.encodings, what.part)
         if (features := models.features) is not None:
             yield lambda: existing_features(gallery, features, what)
-            yield lambda: list(FeatureTable(gallery, features, what.part).records())
+            yield lambda: deque(FeatureTable(gallery, features, what.part).records(), maxlen=0)
     elif isinstance(what, Shard):
         yield lambda: deserialise(read_object(gallery.store, what.index))
         yield lambda: read_table(gallery.store, what.rows)

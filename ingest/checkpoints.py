@@ -5,7 +5,6 @@ code), the dictionary around it, `module.` from data-parallel training, and the 
 is loaded into a module only if it fits exactly.
 """
 
-import hashlib
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ingest.errors import BadInput
-from ingest.records import DIGEST_LENGTH, sha256
+from ingest.records import sha256
 
 State = dict[str, Tensor]
 
@@ -166,16 +165,6 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> State:
     return {
         key: torch.from_numpy(np.require(array, requirements=["C", "W"])) for key, array in arrays.items()
     }
-
-
-def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """The digest of a state's content: equal tensors under equal names, from whatever file, give the same."""
-    total = hashlib.sha256()
-    for key, array in sorted(to_arrays(state).items()):
-        # Little-endian, as on every machine that torch is built for.
-        total.update(f"{len(key)}:{key}:{array.dtype.str}:{array.shape}:".encode())
-        total.update(array.reshape(-1).view(np.uint8).data)
-    return total.hexdigest()[:DIGEST_LENGTH]
 
 
 def seeded_state(module: nn.Module, seed: int) -> State:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _BATCH = {"cpu": 1, "cuda": 16}  # images of one size at once; a CPU gains nothing by more
 
+_BATCH_PIXELS = 2**23  # of a batch, at the largest scale: some 4 GiB of maps in a ResNet, in half precision
+
 Maps = Mapping[str, "Tensor"]  # (b, c, h, w), float32, by layer
 
 
@@ -46,6 +48,10 @@ class Seen:
         scale = np.array([width / self.width, height / self.height])
         decoded = (np.asarray(points, np.float64) + 0.5) * scale - 0.5
         return self.image.to_original(decoded.astype(np.float32))
+
+
+def _area(size: tuple[int, int]) -> int:
+    return size[0] * size[1]
 
 
 class MapReader(Protocol):
@@ -89,12 +95,17 @@ class NetworkDescriber:
         for longest, readers in self._by_reduction().items():
             pixels = [self._reduced(image.pixels, longest) for image in images]
             sizes = [(len(array), array.shape[1]) for array in pixels]
-            for group in groups_by_size(sizes, _BATCH[self._devices.device]):
+            for group in groups_by_size(sizes, self._batch(max(map(_area, sizes), default=1))):
                 seen = [Seen(images[at], sizes[at][1], sizes[at][0]) for at in group]
                 described = self._group(readers, seen, [pixels[at] for at in group])
                 for at, made in zip(group, joined([found[at] for at in group], described), strict=True):
                     found[at] = made
         return found
+
+    def _batch(self, pixels: int) -> int:
+        """Images at once: on a GPU as many as keep the maps of the largest within its memory."""
+        scale = max(scale for reader in self._readers.values() for scale in reader.scales)
+        return max(1, min(_BATCH[self._devices.device], int(_BATCH_PIXELS / (pixels * scale**2))))
 
     def _by_reduction(self) -> dict[int | None, dict[str, MapReader]]:
         grouped: dict[int | None, dict[str, MapReader]] = {}

@@ -9,7 +9,7 @@ from jaxtyping import Float32
 from pydantic import BaseModel, ConfigDict, Field
 
 from ingest.cnn import Maps, Seen
-from ingest.image_features import Arrays
+from ingest.image_features import Arrays, to_float16
 from ingest.networks import NETWORKS, NetworkSettings
 from ingest.outcomes import Rejected
 
@@ -81,7 +81,7 @@ class ColumnsReader:
         return {
             "keypoints": seen.to_original(places[kept]),
             "diameters": np.full(len(kept), side, np.float32),
-            "descriptors": np.clip(columns[kept], -65_504, 65_504).astype(np.float16),
+            "descriptors": to_float16(columns[kept]),
         }
 
     def _grid(self, seen: Seen, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:

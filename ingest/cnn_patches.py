@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ingest.decode import Decoded
 from ingest.devices import Devices
-from ingest.image_features import Arrays, Found
+from ingest.image_features import Arrays, Found, to_float16
 from ingest.image_tensors import resize, to_tensor
 from ingest.networks import NETWORKS, NetworkSettings
 from ingest.pooling import PoolingSettings, pool
@@ -108,8 +108,7 @@ class PatchesDescriber:
         resized = [resize(patch, side / len(patch), seen) for patch in patches]
         inputs = torch.stack([to_tensor(patch, seen) for patch in resized])
         maps = self._devices.run(self._network, inputs, (self._layer,))[self._layer]
-        pooled: np.ndarray = pool(maps, self._settings.pooling).cpu().numpy().astype(np.float16)
-        return pooled
+        return to_float16(pool(maps, self._settings.pooling).cpu().numpy())
 
 
 def place_patches(pixels: UInt8[np.ndarray, "h w 3"], settings: PatchesSettings) -> Squares:

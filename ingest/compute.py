@@ -16,7 +16,7 @@ class Compute:
         takes longest_side^2 x 3 bytes at most (1.2 MB at 640).
     threads: of a network on a CPU; None for all there are. Another number gives other last bits (1e-5 of a
         map), so what is stored is computed by one a worker, and workers are as many as processors.
-    compile: whether networks go through torch.compile; the first image of each size then takes a minute.
+    compile: whether networks go through torch.compile; a minute at the start, and other last bits.
     """
 
     device: DeviceChoice = "auto"

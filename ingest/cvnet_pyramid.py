@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Self
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ingest.cnn import Maps, Seen
@@ -11,7 +12,7 @@ from ingest.errors import BadInput
 from ingest.image_features import Arrays
 from ingest.networks import NetworkSettings
 from ingest.outcomes import Outcome, Rejected
-from ingest.pyramid_storage import to_stored
+from ingest.pyramid_storage import PyramidStorage, to_stored
 
 if TYPE_CHECKING:
     from ingest.network_maps import Network
@@ -64,6 +65,13 @@ class PyramidReader:
         except BadInput as error:
             return [Rejected(Outcome.TOO_SMALL, str(error)) for _ in images]
         scales = [made.float().cpu().numpy() for made in pyramid]
-        storage = "float32" if self.settings.storage == "none" else self.settings.storage
+        storage: PyramidStorage = "float32" if self.settings.storage == "none" else self.settings.storage
         longest = self.settings.longest_map_side
-        return [to_stored([scale[at] for scale in scales], storage, longest) for at in range(len(images))]
+        return [self._stored([scale[at] for scale in scales], storage, longest) for at in range(len(images))]
+
+    def _stored(
+        self, maps: list[np.ndarray], storage: PyramidStorage, longest: int | None
+    ) -> Arrays | Rejected:
+        if not all(np.isfinite(values).all() for values in maps):
+            return Rejected(Outcome.NOT_FINITE, "the pyramid has values that are NaN or infinite")
+        return to_stored(maps, storage, longest)

@@ -1,8 +1,7 @@
 """Describers by kind: how the pixels of images become features, each under the label that the recipe gave it.
 
 To add one: a settings model with its `kind` in a file of its own, its class in the union
-`DescribeSettings`, and a branch in `_open`. Describers of one network
-share its forward passes (`ingest.cnn`).
+`DescribeSettings`, and a branch in `_open`. Describers of one network share its passes (`ingest.cnn`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -91,7 +90,8 @@ class ImageDescriber:
         Rejected is an image that a describer rejects, and one in which none finds anything.
         """
         found: Found = [{} for _ in images]
-        with torch_threads(self._threads) if self.devices else nullcontext():
+        on_cpu = self.devices is not None and self.devices.device == "cpu"
+        with torch_threads(self._threads) if on_cpu else nullcontext():
             for describer in self._describers:
                 found = joined(found, describer.describe(images))
         return [_features(image, arrays) for image, arrays in zip(images, found, strict=True)]
@@ -102,7 +102,13 @@ def _features(image: Decoded, by_label: dict[str, Arrays] | Rejected) -> ImageFe
         return by_label
     if not any(len(array) for arrays in by_label.values() for array in arrays.values()):
         return Rejected(Outcome.NO_FEATURES, "no keypoint was found")
+    if odd := [label for label, arrays in by_label.items() if not all(map(_finite, arrays.values()))]:
+        return Rejected(Outcome.NOT_FINITE, f"{', '.join(odd)}: some values are NaN or infinite")
     return ImageFeatures(image.width, image.height, original_scale(image), by_label)
+
+
+def _finite(array: np.ndarray) -> bool:
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
 def original_scale(image: Decoded) -> float:

@@ -25,7 +25,7 @@ from ingest.records import decode_key, sha256
 from ingest.sources import Source, VectorSource, open_source
 from ingest.weights import weights_loader
 
-_TABLES_KEPT = 256  # tables of features: at most 1,024 rows each, some 0.5 kB a row
+_ROWS_KEPT = 65_536  # of tables of features, some 1.5 kB each
 
 
 class Place(NamedTuple):
@@ -92,7 +92,9 @@ class FeatureReader:
         table = FeatureTable(self._gallery, self._settings.digest, part)
         with self._lock:
             self._tables[part] = table
-            while len(self._tables) > _TABLES_KEPT:
+            while (
+                len(self._tables) > 1 and sum(len(kept.rows) for kept in self._tables.values()) > _ROWS_KEPT
+            ):
                 self._tables.popitem(last=False)
         return table
 

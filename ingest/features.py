@@ -25,13 +25,13 @@ from ingest.describe import DescribeSettings, ImageDescriber
 from ingest.errors import Corrupt, NotFound
 from ingest.freed_memory import keep_freed_memory
 from ingest.gallery import Gallery, blob_path, features_path
-from ingest.image_features import ImageFeatures
+from ingest.image_features import ImageFeatures, packed
 from ingest.outcomes import Outcome, Rejected
 from ingest.records import decode_key, digest_of, sha256
 from ingest.sift import SiftSettings
 from ingest.sources import Source
 from ingest.tables import ObjectRef, decode_table, encode_table, read_table, write_object
-from ingest.weights import weights_digests, weights_loader, without_sources
+from ingest.weights import network_of, weights_digests, weights_loader, without_sources
 
 FORMAT = 2
 
@@ -80,7 +80,7 @@ class FeatureSettings(BaseModel):
         """The name of the folder of these features.
 
         Raises:
-            BadInput: a network's weights have not been read yet (`ingest.weights.resolve_weights`).
+            BadInput: a network's weights have not been read yet (`ingest.weights.read_describers_weights`).
         """
         versions = {"format": FORMAT, "decode": DECODE_VERSION}
         settings = without_sources(self.model_dump(mode="json"))
@@ -130,7 +130,8 @@ class ExtractWorker:
 
     @property
     def wants_gpu(self) -> bool:
-        return self.compute.device != "cpu" and bool(self.settings.weights)
+        networks = map(network_of, self.settings.stored.values())
+        return self.compute.device != "cpu" and any(network is not None for network in networks)
 
     def start(self) -> "_Extractor":
         return _Extractor(self)
@@ -222,13 +223,11 @@ Record = tuple[dict[str, Any], bytes]  # its place, as the table has it, and its
 
 def _outcome(features: ImageFeatures | Rejected, records: list[Record]) -> dict[str, Any]:
     """What the table says of an image; its arrays are appended to the records."""
-    from safetensors.numpy import save
-
     if isinstance(features, Rejected):
         return {"outcome": str(features.reason), "detail": features.detail}
     places = []
     for label, arrays in sorted(features.by_label.items()):
-        record = save(dict(arrays))
+        record = packed(arrays)
         places.append({"label": label, "length": len(record), "checksum": sha256(record)})
         records.append((places[-1], record))
     return {"outcome": "ok", "scale": features.scale, "records": places}

@@ -18,6 +18,8 @@ import numpy as np
 from ingest.errors import BadInput
 from ingest.outcomes import Rejected
 
+_LARGEST_FLOAT16 = 65_504
+
 Arrays = Mapping[str, np.ndarray]
 Found = list[dict[str, Arrays] | Rejected]  # for each of several images, its arrays by label
 
@@ -49,6 +51,22 @@ class ImageFeatures:
                 "or describe them under features.describe"
             )
         return self.by_label[label]
+
+
+def packed(arrays: Arrays, metadata: dict[str, str] | None = None) -> bytes:
+    """Arrays as the bytes of a safetensors file, whatever their order in memory."""
+    from safetensors.numpy import save
+
+    # It writes memory as it lies, and maps from a GPU lie channels last; asarray keeps () what is ().
+    rows_first = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    data: bytes = save(rows_first, metadata=metadata)
+    return data
+
+
+def to_float16(descriptors: np.ndarray) -> np.ndarray:
+    """What a network made, as it is stored; what is beyond the range of float16 comes to its edge."""
+    halves: np.ndarray = np.clip(descriptors, -_LARGEST_FLOAT16, _LARGEST_FLOAT16).astype(np.float16)
+    return halves
 
 
 def joined(found: Found, more: Found) -> Found:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ingest.errors import BadInput, Corrupt, NotFound
 from ingest.gallery import Gallery, model_path
+from ingest.image_features import packed
 from ingest.records import DIGEST_LENGTH, canonical_json, digest_of_bytes, sha256
 from ingest.tables import write_object
 
@@ -34,12 +35,9 @@ def save_model(gallery: Gallery, kind: str, header: dict[str, Any], arrays: dict
 
 def model_bytes(kind: str, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> bytes:
     """The object of a model; equal models give equal bytes."""
-    from safetensors.numpy import save
-
     # One key: safetensors does not promise an order of several.
     stated = {**header, "kind": kind, "format": FORMAT}
-    data: bytes = save(arrays, metadata={"reseen": canonical_json(stated).decode()})
-    return data
+    return packed(arrays, {"reseen": canonical_json(stated).decode()})
 
 
 def load_model(gallery: Gallery, digest: str, kind: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

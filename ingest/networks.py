@@ -28,7 +28,6 @@ __all__ = [
     "NetworkSettings",
     "Preprocessing",
     "build_network",
-    "measured_layers",
     "read_weights",
 ]
 
@@ -167,23 +166,6 @@ def build_network(settings: NetworkSettings, state: Mapping[str, "Tensor"] | Non
             network = cast("Network", _made(settings))
         load_exactly(network, state, kind.others)
     return network.eval().requires_grad_(False)
-
-
-def measured_layers(network: "Network", side: int = 256) -> dict[str, Layer]:
-    """The layers of a network, from its maps of an empty image: for a `module`, which no table knows.
-
-    Offsets are not measured: cells are taken to tile the image, each centred on its tile.
-
-    Args:
-        side: pixels of the image a side; a multiple of the strides.
-    """
-    import torch
-
-    place = next(network.parameters(), torch.empty(0))
-    with torch.inference_mode():
-        maps = network(torch.zeros(1, 3, side, side, device=place.device, dtype=place.dtype))
-    strides = {name: round(side / made.shape[3]) for name, made in maps.items()}
-    return {name: Layer(maps[name].shape[1], stride, (stride - 1) / 2) for name, stride in strides.items()}
 
 
 def _made(settings: NetworkSettings, seed: int = 0) -> "nn.Module":

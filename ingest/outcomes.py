@@ -24,6 +24,7 @@ class Outcome(StrEnum):
     DAMAGED = "damaged"  # the data contradicts itself
     TOO_COSTLY = "too_costly"  # decoding went over its memory or CPU limit
     DECODER_DIED = "decoder_died"  # decoding crashed its process
+    NOT_FINITE = "not_finite"  # a network gave values that are no numbers
     NO_FEATURES = "no_features"  # decoded, and nothing in it to describe
 
 

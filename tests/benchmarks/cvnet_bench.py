@@ -1,7 +1,7 @@
 """CVNet-Rerank: stored projections against projecting the candidate anew for each pair (`cvnet_ways`).
 
-Weights are seeded as those of the golden outputs, and images are made up: time and memory do not depend on their
-values. Each turn is a process of its own, so that the peak of its memory is that of one way.
+Weights are seeded as those of the golden outputs, and images are made up: time and memory do not depend on
+their values. Each turn is a process of its own, so that the peak of its memory is that of one way.
 """
 
 from functools import partial
@@ -104,7 +104,9 @@ def _section(found: dict[str, list[dict[str, Any]]], repeats: int) -> str:
     ]
     head = ["", "pairs a second", f"stored: times as fast (aim >= {AIM})", "peak MiB", "of it for the pairs"]
     exact = found["both"][0]["scores"]
-    errors = {way: float(np.abs(np.subtract(turns[0]["scores"], exact)).max()) for way, turns in found.items()}
+    errors = {
+        way: f"{np.abs(np.subtract(turns[0]['scores'], exact)).max():.0e}" for way, turns in found.items()
+    }
     return (
         "## CVNet-Rerank\n\n"
         f"`cvnet-r50`, made-up images of {WIDTH} x {HEIGHT} pixels, seeded weights; a query and {CANDIDATES} "
@@ -114,7 +116,7 @@ def _section(found: dict[str, list[dict[str, Any]]], repeats: int) -> str:
         + table(head, rows)
         + "\nMemory is resident, of the whole process from the first pair on, with the weights that the way "
         "needs; the last column is what came on top of what was there before. Scores differ from those of "
-        f"both projected anew by {errors['image']:.0e} (the candidate from its image), {errors['projected']:.0e} "
-        f"(from its map; the query is stored as float16) and {errors['stored']:.0e} (both stored as "
-        "float16).\n"
+        f"both projected anew by {errors['image']} (the candidate from its image), {errors['projected']} "
+        f"(from its map; in both the query is stored as float16) and {errors['stored']} (both "
+        "stored as float16).\n"
     )

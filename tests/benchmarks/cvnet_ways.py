@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.cvnet_ways WAY FOLDER
 
-reads what `cvnet_bench` wrote into the folder, and prints as JSON: pairs, seconds, the scores of one query, and
-MiB of resident memory before the first pair and at the most from there on. One thread computes.
+reads what `cvnet_bench` wrote into the folder, and prints as JSON: pairs, seconds, the scores of one query,
+and MiB of resident memory before the first pair and at the most from there on. One thread computes.
 """
 
 import json
@@ -59,9 +59,7 @@ def stored(folder: Path) -> Scores:
     """The step as a search uses it, on stored projections of query and candidates."""
     step, query = _step(folder), _query(folder)
     candidates = [_features(_pyramid(folder, number)) for number in range(1, 1 + CANDIDATES)]
-    return lambda: [
-        each.figures["score"] for each in step.score(query, candidates, [0.0] * len(candidates))
-    ]
+    return lambda: [each.figures["score"] for each in step.score(query, candidates, [0.0] * len(candidates))]
 
 
 def projected(folder: Path, both: bool) -> Scores:
@@ -88,7 +86,7 @@ def from_image(folder: Path) -> Scores:
 
     def scores() -> list[float]:
         candidates = (describer.describe([image]) for image in images)
-        return [step.score(query, each, [0.0])[0].figures["score"] for each in candidates]  # type: ignore[arg-type]
+        return [step.score(query, each, [0.0])[0].figures["score"] for each in candidates]
 
     return scores
 
@@ -154,7 +152,8 @@ def _features(pyramid: Arrays) -> ImageFeatures:
 def _pyramid(folder: Path, number: int) -> Arrays:
     from safetensors.numpy import load
 
-    return load((folder / f"pyramid{number}.safetensors").read_bytes())
+    pyramid: Arrays = load((folder / f"pyramid{number}.safetensors").read_bytes())
+    return pyramid
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Images to pooled descriptors: the product against a bare loop over the same network.
 
 Both see the same images, decoded beforehand, in one process with one thread, in short turns. The product
-describes them as a worker does (`ImageDescriber` of the recipe `effnet-gem`) and encodes them. The bare loop is
-torch alone: the network up to the recipe's layer, GeM, L2 norm. A whole ingest by one worker is timed beside
-them by its own stages, with what it waits for the decoding process and without.
+describes them as a worker does (`ImageDescriber` of the recipe `effnet-gem`) and encodes them. The bare loop
+is torch alone: the network up to the recipe's layer, GeM, L2 norm. A whole ingest by one worker is timed
+beside them by its own stages, with what it waits for the decoding process and without.
 """
 
 import time
@@ -113,7 +113,7 @@ class EncodeBench:
         return rate
 
     def ingested(self) -> tuple[float, float]:
-        """Images a second of an ingest by one worker into a new gallery: but for waiting to decode; all of it."""
+        """Images a second of an ingest by one worker into a new gallery: but for waiting to decode; all."""
         self.galleries += 1
         with open_job(str(self.work / f"gallery{self.galleries}"), create=True, compute=COMPUTE) as job:
             seconds = ingest(job, open_sources([str(self.files)]), self.recipe).seconds
@@ -156,10 +156,10 @@ def encode_bench(shared: Path, work: Path, repeats: int) -> str:
     return (
         "## Photographs through a network\n\n"
         f"{len(bench.images)} {what}, reduced to {bench.features.decode.longest_side} pixels, recipe "
-        f"`{RECIPE}`; one process, one thread. Product and bare loop: {TURNS * repeats} turns of {TURN} images "
-        f"each, decoded beforehand. Ingest by one worker: {repeats} turns of all images, each followed by a turn "
-        "of the bare loop; it reads, decodes in a process of its own while images are described, checks and "
-        "writes. Images a second, median (least to most):\n\n"
+        f"`{RECIPE}`; one process, one thread. Product and bare loop: {TURNS * repeats} turns of {TURN} "
+        f"images each, decoded beforehand. Ingest by one worker: {repeats} turns of all images, each "
+        "followed by a turn of the bare loop; it reads, decodes in a process of its own while images are "
+        "described, checks and writes. Images a second, median (least to most):\n\n"
         + table(["", "a second"], rates)
         + "\n"
         + table(["ratio", "median (least to most)", "aim"], lines)

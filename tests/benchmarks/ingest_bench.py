@@ -18,13 +18,13 @@ import numpy as np
 from deploy.recipes import load_recipe
 from index.codebook import Codebook, CodebookSettings, fit_codebook
 from index.encodings import encode, read_encodings
-from ingest.models import save_model
 from index.vlad import Vlad, VladSettings
 from ingest.engine import Engine, open_engine
 from ingest.extract import extract
 from ingest.features import read_features
 from ingest.gallery import create_gallery
 from ingest.job import Job
+from ingest.models import save_model
 from ingest.parts import PartSizes, ingest_source
 from ingest.progress import SilentProgress
 from ingest.sift import rootsift

@@ -12,11 +12,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.benchmarks import ingest_bench, million, search_bench
+from tests.benchmarks import cvnet_bench, encode_bench, ingest_bench, million, search_bench
 from tests.evaluation.page import machine, put_section, versions
 
 ROOT = Path(__file__).parents[2]
-SECTIONS = ("ingest", "million")
+SECTIONS = ("ingest", "encode", "cvnet", "million")
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared", help="folder of photographs")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "benchmarks.md")
-    parser.add_argument("--repeats", type=int, default=3, help="turns of ingest")
+    parser.add_argument("--repeats", type=int, default=3, help="turns of ingest, encode, cvnet")
     parser.add_argument("--builds", type=int, default=1, help="turns of the builds of a million")
     parser.add_argument("--work", type=Path, help="a folder that keeps the million vectors for the next run")
     parser.add_argument("--rows", type=int, default=million.ROWS, help="vectors, where there are so many")
@@ -50,6 +50,12 @@ def _arguments() -> argparse.Namespace:
 def _sections(arguments: argparse.Namespace, folder: Path) -> dict[str, Callable[[], str]]:
     def ingest() -> str:
         return ingest_bench.ingest_bench(arguments.shared, folder, arguments.repeats)
+
+    def encode() -> str:
+        return encode_bench.encode_bench(arguments.shared, folder, arguments.repeats)
+
+    def cvnet() -> str:
+        return cvnet_bench.cvnet_bench(folder, arguments.repeats)
 
     def descriptors() -> str:
         import faiss
@@ -67,7 +73,7 @@ def _sections(arguments: argparse.Namespace, folder: Path) -> dict[str, Callable
         text += "\n" + search_bench.merged_against_single(opened, single, found.queries)
         return text + "\n" + search_bench.search_bench(opened, found.queries)
 
-    return {"ingest": ingest, "million": descriptors}
+    return {"ingest": ingest, "encode": encode, "cvnet": cvnet, "million": descriptors}
 
 
 def _head() -> str:

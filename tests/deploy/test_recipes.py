@@ -115,7 +115,7 @@ def test_a_recipe_is_a_path_or_a_shipped_name(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("name: mine\nquantizer: {kind: flat}\n")
     assert recipes.load_recipe(str(file)).name == "mine"
-    with pytest.raises(NotFound, match="choose from .*sift-vlad, sift-vlad-full, vectors-flat"):
+    with pytest.raises(NotFound, match=r"choose from .*sift-vlad, sift-vlad-full, vectors-flat"):
         recipes.load_recipe("sift")
     with pytest.raises(NotFound, match="no recipe file"):
         recipes.load_recipe(str(tmp_path / "other.yaml"))
@@ -138,13 +138,17 @@ def test_the_list_of_settings_leaves_none_out() -> None:
     listed = recipes.all_settings()
     places = {re.sub(r"\[[\w-]+\]", "", setting.place) for setting in listed}
     told = [
-        (re.sub(r"\[[\w-]+\]", "", s.place), re.sub(r"\[[\w-]+\]", "", s.same_as)) for s in listed if s.same_as
+        (re.sub(r"\[[\w-]+\]", "", s.place), re.sub(r"\[[\w-]+\]", "", s.same_as))
+        for s in listed
+        if s.same_as
     ]
     for name in recipes.shipped():
         wanted = keys(recipes.load_recipe(name).model_dump(mode="json"))
         wanted = {re.sub(r"^features\.describe\.\w+", "features.describe.*", place) for place in wanted}
         for place in sorted(wanted - {"features.describe.*"}):
-            elsewhere = {same + place.removeprefix(here) for here, same in told if place.startswith(f"{here}.")}
+            elsewhere = {
+                same + place.removeprefix(here) for here, same in told if place.startswith(f"{here}.")
+            }
             assert {place} & places or elsewhere & places, place
     assert len(places) > len(Recipe.model_fields) * 3
 

@@ -14,7 +14,6 @@ from typing import Any
 from deploy.evaluation import Evaluation, evaluate_labels
 from deploy.jobs import build_index, ingest, open_job, open_sources
 from index.encodings import load_vectoriser
-from index.fused import labels_read
 from index.generation import Generation
 from index.recipe import Recipe
 from ingest.compute import Compute
@@ -61,7 +60,7 @@ def photo_sets(shared: Path, folder: Path) -> list[PhotoSet]:
         PhotoSet(
             "grocery/val",
             "100 photographs of 31 products, each a query among the other 99; all models were fitted on "
-            f"{{taught}} photographs of `grocery/train`, before these were added",
+            "{taught} photographs of `grocery/train`, before these were added",
             (some_of(data / "grocery" / "train", folder / "train"),),
             r"^val/(.+)_\d+\.",
             asked=(data / "grocery" / "val",),
@@ -115,8 +114,10 @@ def evaluated(photos: PhotoSet, rows: Sequence[Row], url: Path) -> Iterator[tupl
     with open_job(str(url)) as job:
         for row in mine:
             generation = build_index(job, recipes[row.name])
-            options = {"generation": generation.number, "junk_pattern": photos.junk}
-            yield row, evaluate_labels(job, photos.labels, **options), _vector_bytes(job, generation)
+            found = evaluate_labels(
+                job, photos.labels, generation=generation.number, junk_pattern=photos.junk
+            )
+            yield row, found, _vector_bytes(job, generation)
 
 
 def _ingest(url: Path, folders: Sequence[Path], recipe: Recipe) -> None:
@@ -132,7 +133,7 @@ def _vector_bytes(job: Job, generation: Generation) -> int:
 
 
 def seconds_an_image(shared: Path, folder: Path) -> dict[str, float]:
-    """By label, what describing an image takes one worker with one thread: its own stage, without decoding."""
+    """By label, what describing takes one worker with one thread: its own stage, without decoding."""
     timed = folder / "timed"
     timed.mkdir()
     files = sorted((shared / "data" / "smvs_dvd").rglob("*.jpg"))
@@ -158,7 +159,7 @@ def _text(
 ) -> str:
     lines: list[list[Cell]] = []
     for row in rows:
-        rate = 1 / sum(seconds[label] for label in labels_read(row.encoder))
+        rate = 1 / sum(seconds[label] for label in row.labels)
         maps: list[Cell] = [
             found[photos.name][row.name].map if row.name in found[photos.name] else None for photos in sets
         ]
@@ -174,6 +175,7 @@ def _text(
         + table(head, lines)
         + "\n"
         + descriptor_rows.SETTINGS
+        + "\n"
     )
 
 

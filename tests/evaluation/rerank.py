@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from deploy.evaluation import Evaluation, evaluate_labels
 from deploy.jobs import build_index, ingest, open_job, open_sources
@@ -21,7 +20,7 @@ from index.steps import StepSettings
 from ingest.job import Job
 from ingest.threads import fixed_threads
 from tests.evaluation.page import Cell, table
-from tests.evaluation.smvs import FOLDERS, LABELS, Target, changed
+from tests.evaluation.smvs import FOLDERS, LABELS, Target
 
 DEPTHS = (10, 30, 100)
 DEPTH = 30
@@ -66,21 +65,23 @@ def rerank(shared: Path, url: str) -> tuple[str, list[Target]]:
 
 def sift_recipe() -> Recipe:
     """`sift-vlad`, which describes pooled maps too."""
-    return changed("sift-vlad", features={"describe": {**_pooled()}})
+    return _on_both("sift-vlad")
 
 
 def gem_recipe() -> Recipe:
     """`effnet-gem` on the same features: its map is that of the image reduced to 320 pixels."""
-    features = sift_recipe().model_dump(mode="json")["features"]
-    settings = load_recipe("effnet-gem").model_dump(mode="json")
-    return Recipe.model_validate({**settings, "features": features})
+    return _on_both("effnet-gem")
 
 
-def _pooled() -> dict[str, Any]:
-    gem = load_recipe("effnet-gem").features
+def _on_both(name: str) -> Recipe:
+    """A shipped recipe on what both recipes describe."""
+    sift, gem = load_recipe("sift-vlad").features, load_recipe("effnet-gem").features
+    assert sift is not None
     assert gem is not None
-    described = gem.describe["global"].model_dump(mode="json")
-    return {"global": {**described, "longest_side": gem.decode.longest_side}}
+    features = sift.model_dump(mode="json")
+    pooled = gem.describe["global"].model_dump(mode="json")
+    features["describe"]["global"] = {**pooled, "longest_side": gem.decode.longest_side}
+    return Recipe.model_validate({**load_recipe(name).model_dump(mode="json"), "features": features})
 
 
 def sift_steps() -> dict[str, tuple[StepSettings, ...]]:
@@ -101,16 +102,14 @@ def gem_steps() -> dict[str, tuple[StepSettings, ...]]:
     return {"none": (), **looks}
 
 
-def _ranked(
-    job: Job, recipe: Recipe, steps: dict[str, tuple[StepSettings, ...]]
-) -> Iterator[Ranked]:
+def _ranked(job: Job, recipe: Recipe, steps: dict[str, tuple[StepSettings, ...]]) -> Iterator[Ranked]:
     number = build_index(job, recipe).number
     for name, chosen in steps.items():
         yield Ranked(recipe.name, name, evaluate_labels(job, LABELS, generation=number, steps=chosen))
 
 
 def milliseconds_a_query(url: str) -> dict[int, float]:
-    """By depth, what looking again takes a query: one process, one computing thread, features from the disk."""
+    """By depth, what looking again takes a query: one process, one thread, features from the disk."""
     found = {}
     for depth in DEPTHS:
         progress = StageSeconds()

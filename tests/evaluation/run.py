@@ -14,12 +14,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deploy.jobs import open_job
-from tests.evaluation import equality, real_descriptors, smvs
+from tests.evaluation import affine, cnn_descriptors, equality, real_descriptors, rerank, smvs
 from tests.evaluation.page import machine, put_section, table, versions
 
 ROOT = Path(__file__).parents[2]
-SECTIONS = ("quality", "equality", "recall", "bad-images")
-NEEDED = ("data/smvs_dvd", "data/dvd_extra", "data/bad_images.tar.gz")
+SECTIONS = ("quality", "descriptors", "rerank", "planes", "equality", "recall", "bad-images")
+NEEDED = (
+    "data/smvs_dvd",
+    "data/dvd_extra",
+    "data/grocery",
+    "data/strecha",
+    "data/oxford_affine",
+    "data/bad_images.tar.gz",
+)
 
 
 def main() -> None:
@@ -71,6 +78,18 @@ def _sections(shared: Path, folder: Path) -> dict[str, Section]:
             found = smvs.quality(job)
         return "## The DVD covers\n\n" + found.text, found.targets
 
+    def descriptors() -> tuple[str, list[smvs.Target]]:
+        text, targets = cnn_descriptors.descriptors(shared, folder)
+        return "## CNN descriptors\n\n" + text, targets
+
+    def reranked() -> tuple[str, list[smvs.Target]]:
+        text, targets = rerank.rerank(shared, str(folder / "rerank"))
+        return "## A second look\n\n" + text, targets
+
+    def planes() -> tuple[str, list[smvs.Target]]:
+        text, targets = affine.planes(shared)
+        return "## Fitted homographies\n\n" + text, targets
+
     def equal() -> tuple[str, list[smvs.Target]]:
         with equality.s3_server() as server:
             found = list(equality.ways(shared, folder, server.bucket()))
@@ -88,7 +107,15 @@ def _sections(shared: Path, folder: Path) -> dict[str, Section]:
         target = smvs.Target("every malformed file accounted for", done.returncode == 0, "bad_images.md")
         return "## Malformed and hostile images\n\nSee [bad_images.md](bad_images.md).\n", [target]
 
-    return {"quality": quality, "equality": equal, "recall": recall, "bad-images": hostile}
+    return {
+        "quality": quality,
+        "descriptors": descriptors,
+        "rerank": reranked,
+        "planes": planes,
+        "equality": equal,
+        "recall": recall,
+        "bad-images": hostile,
+    }
 
 
 def _verdicts(targets: list[smvs.Target]) -> str:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -49,8 +50,9 @@ def _together(*works: Callable[[], object]) -> list[BaseException]:
 
 
 @pytest.mark.parametrize("number", range(GALLERIES))
-def test_two_publishers_at_once_two_hundred_times(number: int) -> None:
-    store = memory_store()
+def test_two_publishers_at_once_two_hundred_times(number: int, tmp_path: Path) -> None:
+    """In memory, and every fourth gallery on a disk (tests/pipeline/test_s3.py: on S3)."""
+    store = memory_store() if number % 4 else Store(str(tmp_path))
     job = job_on(store)
     first = vectors("first", 3, seed=number)
     ingest(job, first)

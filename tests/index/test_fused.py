@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from index.build import build
 from index.codebook import Codebook
 from index.encodings import load_vectoriser, vectorise
-from index.fused import Fused, FusedSettings, Vectoriser, labels_read, load_encoder, projected, save_encoder
+from index.fused import Fused, FusedSettings, Vectoriser, encoders_in, load_encoder, projected, save_encoder
 from index.generation import Generation
 from index.pooled import Pooled, PooledSettings
 from index.projection import Projection
@@ -146,7 +146,7 @@ def test_settings_say_what_is_read_and_refuse_what_is_no_fusion() -> None:
         {"encoder": {"kind": "pooled", "reads": "cnn"}},
     ]
     made = FusedSettings.model_validate({"parts": parts})
-    assert labels_read(made) == {"local", "cnn"}
+    assert [encoder.reads for encoder in encoders_in(made)] == ["local", "cnn"]
     assert [part.weight for part in made.parts] == [2.0, 1.0]
     for wrong in (
         {"parts": parts[:1]},

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from index.geometry import GeometrySettings, Verification, verified_order, verify, verify_matches
+from index.geometry import GeometrySettings, Verification, verify, verify_matches
 from index.matching import match
 from ingest.decode import Decoded, DecodeSettings, decode
 from ingest.sift import SiftSettings, describe
@@ -307,19 +307,6 @@ def test_what_inliers_add() -> None:
     assert looked_at(query, candidate, weight=0.02, cap=100).added == pytest.approx(0.02 * 50)
     assert looked_at(query, candidate, weight=0.02, cap=30).added == pytest.approx(0.02 * 30)
     assert looked_at(query[:7], candidate[:7]).added == 0
-
-
-def test_the_order_is_by_similarity_and_what_was_added() -> None:
-    nothing = Verification(np.empty((0, 2), np.int32), 0, None, 0.0)
-    some = Verification(np.zeros((8, 2), np.int32), 9, np.eye(3), 0.25)
-    scores = np.array([0.75, 0.5, 0.5, 0.5, 0.6], np.float32)
-    order = verified_order(scores, [nothing, nothing, some, nothing, nothing])
-    assert order.tolist() == [0, 2, 4, 1, 3]  # 0.75 twice: who was first stays first
-    assert verified_order(np.empty(0, np.float32), []).tolist() == []
-    assert verified_order(np.full(200, 0.5), [some, nothing] * 100).tolist() == [
-        *range(0, 200, 2),
-        *range(1, 200, 2),
-    ]
 
 
 def features(points: np.ndarray, descriptors: np.ndarray) -> dict[str, np.ndarray]:

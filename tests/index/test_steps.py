@@ -197,7 +197,7 @@ def test_ready_made_vectors_have_nothing_to_look_at() -> None:
 
 def test_steps_in_a_recipe_read_what_it_describes() -> None:
     steps = [{"kind": kind} for kind in STEP_KINDS]
-    made = recipe(steps=steps)
+    made = recipe(steps=steps, encoder=POOLED)
     assert [step.kind for step in made.steps] == list(STEP_KINDS)
     assert [looks_at(step) for step in made.steps] == [30, 100, 100, 10]
 
@@ -211,6 +211,7 @@ def test_steps_in_a_recipe_read_what_it_describes() -> None:
         ),
         ({"steps": [{"kind": "cvnet", "reads": "y"}]}, "features.describe has only: global, local, pyramid"),
         ({"encoder": {"kind": "pooled", "reads": "z"}}, "pooled reads the features z"),
+        ({"steps": [{"kind": "regions"}]}, "let the encoder be pooled and read global too"),
         ({"steps": [{"kind": "diffusion"}]}, "diffusion"),
         ({"steps": [{"kind": "geometry", "deep": 3}]}, "deep"),
         (

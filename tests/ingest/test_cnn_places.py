@@ -302,6 +302,13 @@ def test_a_patch_describes_what_is_where_it_lies(at: str, longest: int, box: Box
     assert inside or at != "grid"
 
 
+def test_a_patch_beyond_the_range_of_float16_is_stored_at_its_edge() -> None:
+    large = network("Averages", mean=(0, 0, 0), std=(1e-6, 1e-6, 1e-6))
+    label = {"kind": "cnn-patches", "network": large, "layer": "near", "side": 32}
+    found = one(open_describer({"a": label}), whole(picture(64, 64)), "a")
+    assert (found["descriptors"] == 65_504).all()
+
+
 def test_one_patch_as_large_as_the_image_is_the_image() -> None:
     image = whole(picture(64, 64))
     label: Mapping[str, Any] = {"kind": "cnn-patches", "network": EFFICIENTNET, "sizes": [1.0], "side": 64}

@@ -181,7 +181,7 @@ def test_tables_are_read_once_and_so_many_are_kept(photos: Photos, monkeypatch: 
         tables()
         reader.read(photos.good, ["global"])
         assert tables() == 0
-    monkeypatch.setattr(feature_reader, "_TABLES_KEPT", 2)
+    monkeypatch.setattr(feature_reader, "_ROWS_KEPT", 4)  # of two parts
     with photos.reader(watched) as reader:
         tables()
         for part, expected in ((0, 1), (1, 1), (0, 0), (2, 1), (0, 0), (1, 1)):

@@ -13,11 +13,28 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.functional import avg_pool2d
 
-from ingest.checkpoints import from_arrays, seeded_state, to_arrays, weights_digest
+from ingest.checkpoints import from_arrays, seeded_state, to_arrays
 from ingest.errors import BadInput, NotFound
+from ingest.models import model_bytes
 from ingest.network_maps import Network
-from ingest.networks import NETWORKS, Layer, NetworkSettings, build_network, measured_layers, read_weights
+from ingest.networks import NETWORKS, Layer, NetworkSettings, build_network, read_weights
+from ingest.records import digest_of_bytes
 from tests.golden.seeded import tensor
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """The name that a gallery gives a network's weights."""
+    return digest_of_bytes(model_bytes("weights", {}, to_arrays(dict(state))))
+
+
+def measured_layers(network: Network, side: int) -> dict[str, Layer]:
+    """The layers of a network, from its maps of an empty image; cells are taken to tile the image."""
+    place = next(network.parameters())
+    with torch.inference_mode():
+        maps = network(torch.zeros(1, 3, side, side, device=place.device, dtype=place.dtype))
+    strides = {name: round(side / made.shape[3]) for name, made in maps.items()}
+    return {name: Layer(maps[name].shape[1], stride, (stride - 1) / 2) for name, stride in strides.items()}
+
 
 BUILT_IN = [name for name in NETWORKS if name != "module"]
 

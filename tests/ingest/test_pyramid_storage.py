@@ -5,10 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 from torch.nn import functional
 
 from ingest.errors import BadInput
+from ingest.image_features import packed
 from ingest.network_cvnet import cvnet_r50, pyramid_sizes
 from ingest.pyramid_storage import PyramidStorage, capped_size, from_stored, stored_bytes, to_stored
 
@@ -55,10 +56,14 @@ def test_names_types_and_sizes_are_as_stated(storage: PyramidStorage) -> None:
 
 
 @pytest.mark.parametrize("storage", STORAGES)
-def test_a_file_of_tensors_holds_it(storage: PyramidStorage) -> None:
-    stored = to_stored(pyramid(), storage)
-    for found, expected in zip(from_stored(load(save(stored))), from_stored(stored), strict=True):
-        np.testing.assert_array_equal(found, expected)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_file_of_tensors_holds_it(channels_last: bool, storage: PyramidStorage) -> None:
+    maps = pyramid()
+    if channels_last:  # as maps come from a GPU
+        maps = [np.ascontiguousarray(level.transpose(1, 2, 0)).transpose(2, 0, 1) for level in maps]
+    expected = from_stored(to_stored(pyramid(), storage))
+    for found, level in zip(from_stored(load(packed(to_stored(maps, storage)))), expected, strict=True):
+        np.testing.assert_array_equal(found, level)
 
 
 @pytest.mark.filterwarnings("error")

@@ -241,11 +241,16 @@ def test_a_gpu_is_wanted_where_a_network_would_use_one(tmp_path: Path) -> None:
     features = with_read_weights(recipe_of())[0].features
     assert features is not None
     sift = FeatureSettings()
+    pyramid = {"kind": "cvnet-pyramid", "network": {"name": "cvnet-r50", "weights": "seed:0"}}
+    on_demand = FeatureSettings.model_validate(
+        {"describe": {"local": {"kind": "sift"}, "pyramid": {**pyramid, "storage": "none"}}}
+    )
     for compute, settings, wanted in (
         (Compute(), features, True),
         (Compute(device="cuda"), features, True),
         (Compute(device="cpu"), features, False),
         (Compute(device="cuda"), sift, False),
+        (Compute(device="cuda"), on_demand, False),
     ):
         assert ExtractWorker(gallery, {}, settings, compute).wants_gpu == wanted
 

@@ -50,7 +50,8 @@ IMAGES = """
             coarse = Image.fromarray(drawn.integers(0, 256, (80, 80, 3), dtype=np.uint8))
             return bmp(np.asarray(coarse.resize((160, 160), Image.Resampling.BICUBIC)))
 
-    recipe = small_recipe(shard_rows=64).model_copy(update={"features": FeatureSettings(describe={"local": DENSE})})
+    features = FeatureSettings(describe={"local": DENSE})
+    recipe = small_recipe(shard_rows=64).model_copy(update={"features": features})
     job, source = job_on(sys.argv[1]), Noise()
     ingest(job, source, recipe, most_images=32)
     build_images(job, recipe, source)
