@@ -344,12 +344,13 @@ def test_ctrl_c_is_exit_code_130_and_says_that_work_is_kept(
 
 def test_recipes_are_listed_and_shown() -> None:
     names = [line["name"] for line in ok("recipe", "list")["recipes"]]
-    assert names == ["sift-vlad", "sift-vlad-full", "vectors-flat", "vectors-ivfadc"]
+    networks = ["cvnet-r101", "cvnet-r50", "effnet-gem", "effnet-patches", "effnet-vlad", "netvlad-vgg16"]
+    assert names == [*networks, "sift-vlad", "sift-vlad-full", "vectors-flat", "vectors-ivfadc"]
     shown = reseen("recipe", "show", "sift-vlad").stdout
     assert "# pixels; larger images are reduced" in shown
     assert "nprobe: 32" in reseen("recipe", "show", "sift-vlad", "--defaults").stdout
     digest = reseen("recipe", "show", "sift-vlad", "--digest").stdout.strip()
-    assert digest == ok("recipe", "show", "sift-vlad")["digest"]
+    assert digest == ok("recipe", "show", "sift-vlad", "--digest")["digest"]
 
 
 def test_news_goes_to_standard_error_and_quiet_says_none(gallery: Path, recipe: Path) -> None:

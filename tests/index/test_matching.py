@@ -34,7 +34,7 @@ def floats(n: int, d: int, seed: int) -> np.ndarray:
 
 
 def by_definition(a: np.ndarray, b: np.ndarray, ratio: float, slack: float) -> set[tuple[int, int]]:
-    """Pairs that are each other's nearest and pass both ratio tests, `slack` of similarity allowed."""
+    """Pairs that are alike, each other's nearest and pass both ratio tests, `slack` of similarity allowed."""
     a, b = (rows.astype(np.float64) / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (a, b))
     similarities = a @ b.T
     pairs = set()
@@ -42,7 +42,8 @@ def by_definition(a: np.ndarray, b: np.ndarray, ratio: float, slack: float) -> s
         others = [np.delete(similarities[i], j), np.delete(similarities[:, j], i)]
         rivals = [max(line.max(initial=-1.0), -1.0) for line in others]
         distance = np.sqrt(max(2 - 2 * (similarities[i, j] + slack), 0))
-        if all(distance < ratio * np.sqrt(max(2 - 2 * (rival - slack), 0)) for rival in rivals):
+        alike = similarities[i, j] + slack > 0
+        if alike and all(distance < ratio * np.sqrt(max(2 - 2 * (rival - slack), 0)) for rival in rivals):
             pairs.add((i, j))
     return pairs
 
