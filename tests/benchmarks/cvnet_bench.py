@@ -111,8 +111,9 @@ def _section(found: dict[str, list[dict[str, Any]]], repeats: int) -> str:
         "## CVNet-Rerank\n\n"
         f"`cvnet-r50`, made-up images of {WIDTH} x {HEIGHT} pixels, seeded weights; a query and {CANDIDATES} "
         f"candidates, one thread, {repeats} turns each, each in a process of its own. Projections and maps "
-        "(float32) are in memory: reading is in no row, nor are start, imports and the first query. The "
-        "query's projection is stored, but where both are projected anew. Median (least to most):\n\n"
+        "(float32) are in memory: reading is in no row, nor are start, imports and the first query. Both "
+        "projected anew is a pair by itself, from maps as they were stored; elsewhere the query's projection "
+        "is there, as where a query keeps its own for all its candidates. Median (least to most):\n\n"
         + table(head, rows)
         + "\nMemory is resident, of the whole process from the first pair on, with the weights that the way "
         "needs; the last column is what came on top of what was there before. Scores differ from those of "
