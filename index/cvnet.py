@@ -4,8 +4,8 @@ A pair's cross-scale correlation goes through four blocks of centre-pivot convol
 and ReLU, is averaged over all cells of both images, and classified. The score is the probability of "the
 same"; it is not symmetric. What is read is the projected pyramid of each image, as it is stored.
 
-Cost a pair, one thread of a 2-core machine: 20 ms at 512 x 384 pixels, 0.5 s at 1024 x 768. It grows with the
-square of the pixels; half of it is the correlation.
+Cost a pair, one thread of a 2-core machine: some 25 ms at 512 x 384 pixels, 0.5 s at 1024 x 768. It grows
+with the square of the pixels; half of it is the correlation.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

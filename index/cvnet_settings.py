@@ -17,7 +17,7 @@ class CvnetSettings(BaseModel):
         ge=1,
         le=10_000,
         description="hits looked at, the first ones (the paper: up to 400); at 512 x 384 pixels each costs a "
-        "query 20 ms on one CPU thread and 0.7 MB to read (float16), at 1024 x 768 0.5 s and 2.75 MB",
+        "query some 25 ms on one CPU thread and 0.7 MB to read (float16), at 1024 x 768 0.5 s and 2.75 MB",
     )
     weight: float = Field(
         default=0.5,
