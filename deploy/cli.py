@@ -5,7 +5,14 @@ from typing import Annotated
 
 import typer
 
-from deploy import commands_gallery, commands_generations, commands_removal, commands_setup
+from deploy import (
+    command_serve,
+    commands_client,
+    commands_gallery,
+    commands_generations,
+    commands_removal,
+    commands_setup,
+)
 from deploy.terminal import MISTAKE, Commands, prepare_process, stop_on_sigterm
 
 app = typer.Typer(
@@ -41,7 +48,14 @@ def root(
     check_packages()
 
 
-for commands in (commands_gallery, commands_generations, commands_removal, commands_setup):
+for commands in (
+    commands_gallery,
+    commands_generations,
+    commands_removal,
+    command_serve,
+    commands_client,
+    commands_setup,
+):
     commands.add_to(app)
 
 

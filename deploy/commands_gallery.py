@@ -229,6 +229,13 @@ def search(
     sheet: Annotated[
         str | None, typer.Option(metavar="OUT.jpg", help="Write queries and answers as one picture.")
     ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EXPR",
+            help='Only images whose metadata fit: year >= 1990 and (city = "Rome" or not private = true).',
+        ),
+    ] = None,
     rerank: Rerank = None,
     depth: Depth = None,
     generation: GenerationNumber = None,
@@ -242,7 +249,18 @@ def search(
 
     output = Output(json, quiet)
     answered = search_job.search(
-        gallery, images, box, top, generation, nprobe, cache_folder(cache), output, sheet, rerank, depth
+        gallery,
+        images,
+        box,
+        top,
+        generation,
+        nprobe,
+        cache_folder(cache),
+        output,
+        sheet,
+        rerank,
+        depth,
+        where,
     )
     text = "\n\n".join(_answer_text(answer) for answer in answered["queries"])
     output.result(answered, text)
@@ -313,9 +331,9 @@ def evaluate(
     """Measure how well a generation ranks, by labels taken from the images' names."""
     from deploy.evaluation import evaluate_labels, evaluation_table
     from deploy.jobs import open_job
-    from deploy.step_options import chosen_steps
     from index.cache import Cache
     from index.generation import read_generation
+    from index.step_choice import chosen_steps
     from ingest.compute import Compute
     from ingest.errors import BadInput
 

@@ -11,23 +11,23 @@ Ranking deeper than that, for average precision, an index with lists reads more 
 as it does for any user.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 
-from deploy.evaluation_steps import EvaluationSteps
+from deploy.evaluation_steps import Answers, EvaluationSteps
 from deploy.labels import Labels, read_labels
 from index.cache import Cache
 from index.exact import Collection, exact_topk, read_collection
-from index.fit import Sample
 from index.gate import QueryReader
 from index.generation import Generation, read_generation
 from index.metrics import Rule, average_precision, ranks_of_positives, recall_at
 from index.opened import Hits, OpenGeneration, open_generation
+from index.samplers import Sample
 from index.steps import StepSettings, looks_at
 from ingest.catalogue import PartRef
 from ingest.errors import BadInput
@@ -89,6 +89,22 @@ class Evaluation:
         return record | {"map": round(self.map, 6)}
 
 
+@dataclass(frozen=True)
+class LabelledAnswers:
+    """The answers to one query, itself and junk left out, best first.
+
+    label: of the query: the least image id that has it, whatever parts the images are in.
+    scores: (r,) after all steps. same: (r,) whether each has the query's label.
+    """
+
+    label: int
+    scores: Float64[np.ndarray, " r"]
+    same: Bool[np.ndarray, " r"]
+
+
+Observe = Callable[[LabelledAnswers], None]
+
+
 def evaluate_labels(
     job: Job,
     label_pattern: str,
@@ -103,6 +119,7 @@ def evaluate_labels(
     junk_pattern: str | None = None,
     steps_skip_junk: bool = False,
     cache: Cache | None = None,
+    observe: Observe | None = None,
 ) -> Evaluation:
     """Evaluates a generation, the newest by default, by labels in the names of its images.
 
@@ -118,6 +135,8 @@ def evaluate_labels(
             it is judged, but not before steps look at it, for a search does not know junk either.
         steps_skip_junk: junk takes no place among what steps look at, as in the official evaluation of CVNet.
             It reads the ground truth, so its figures are not those of a search.
+        observe: called with the answers to each query that has a vector, as a search for the best hundred
+            gives them.
 
     Raises:
         BadInput: a pattern is wrong, no image has a label, or no query has a positive.
@@ -140,6 +159,7 @@ def evaluate_labels(
     if depth is None:
         depth = others if chosen.counts["live"] <= WHOLE_GALLERY else DEPTH
     run = _Run(job, chosen, opened, collection, labels, min(depth, others), nprobe, ap_rule)
+    run.observe = observe
     run.junk = collection.live.image_id[labels.junk]
     taken = chosen.recipe.steps if steps is None else tuple(steps)
     if taken:
@@ -172,6 +192,7 @@ class _Run:
     nearest_ranks: list[np.ndarray] = field(default_factory=list)
     junk: Int64[np.ndarray, " j"] = field(default_factory=lambda: np.empty(0, np.int64))
     steps: EvaluationSteps | None = None
+    observe: Observe | None = None
 
     @property
     def searched(self) -> int:
@@ -206,13 +227,18 @@ class _Run:
         positives = _positives(self.labels)
         rankings, heads = list(deep.image_ids), list(head.image_ids)
         if self.steps is not None:
-            rankings = heads = self.steps.apply(places, vectors, deep)
+            answers = self.steps.apply(places, vectors, deep)
+            rankings = heads = [ids for ids, _ in answers]
+        else:
+            answers = list(zip(head.image_ids, head.scores, strict=True))
         for q, place in enumerate(places):
             alike = self._alike(int(self.labels.of[place]))
             left_out = np.append(self.junk, own[q])
             ranks = _ranks(rankings[q], alike, left_out, self.depth)
             self.average_precisions.append(average_precision(ranks, int(positives[place]), self.ap_rule))
             self.head_ranks.append(_ranks(heads[q], alike, left_out, _HEAD))
+            if self.observe is not None:
+                self.observe(_labelled(answers[q], alike, left_out))
         if self.opened is not None:
             for q, nearest in enumerate(self._nearest(vectors, own)):
                 self.nearest_ranks.append(_ranks(head.image_ids[q], nearest, own[q : q + 1], _HEAD))
@@ -325,6 +351,14 @@ class _Run:
             if len(self.steps.ignored):
                 text += ", JUNK SKIPPED while candidates are chosen (by the ground truth)"
         return text
+
+
+def _labelled(
+    answers: Answers, alike: Int64[np.ndarray, " p"], left_out: Int64[np.ndarray, " j"]
+) -> LabelledAnswers:
+    ids, scores = answers
+    kept = (ids >= 0) & ~np.isin(ids, left_out)
+    return LabelledAnswers(int(alike.min()), scores[kept].astype(np.float64), np.isin(ids[kept], alike))
 
 
 def _told(step: StepSettings) -> str:

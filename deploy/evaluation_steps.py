@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from index.exact import Collection
-from index.expansion import ExpansionSettings, expand_query
+from index.expansion import ExpansionSettings
 from index.generation import Generation
 from index.opened import Hits
-from index.rerank import Hit
+from index.rerank import Hit, expanded
 from index.rerank_queries import StoredQuery, look_again_at_all
 from index.steps import PairSettings, StepSettings, looks_at
 from index.stored_vectors import StoredVectors
@@ -42,8 +42,8 @@ class EvaluationSteps:
 
     def apply(
         self, places: Int64[np.ndarray, " q"], vectors: Float32[np.ndarray, "q d"], found: Hits
-    ) -> list[Int64[np.ndarray, " r"]]:
-        """The ids of each query's answers after all steps, best first; its own is left out.
+    ) -> list[Answers]:
+        """Each query's answers after all steps, best first; its own image is left out.
 
         Args:
             places: of the queries, in the collection.
@@ -60,10 +60,7 @@ class EvaluationSteps:
                     queries, answers = self._expanded(queries, group[0], own)
                 else:
                     queries = self._pairs(queries, group)
-        return [
-            np.append(np.array([hit.image_id for hit in query.hits], np.int64), ids[len(query.hits) :])
-            for query, (ids, _) in zip(queries, answers, strict=True)
-        ]
+        return [_with_the_rest(query.hits, *rest) for query, rest in zip(queries, answers, strict=True)]
 
     def _pairs(self, queries: Sequence[StoredQuery], steps: Sequence[StepSettings]) -> list[StoredQuery]:
         pairs: list[PairSettings] = [step for step in steps if not isinstance(step, ExpansionSettings)]
@@ -74,20 +71,14 @@ class EvaluationSteps:
         self, queries: Sequence[StoredQuery], settings: StepSettings, own: Int64[np.ndarray, " q"]
     ) -> tuple[list[StoredQuery], list[Answers]]:
         assert isinstance(settings, ExpansionSettings)
-        vectors = np.stack([self._expansion(query, settings) for query in queries])
+        vectors = np.stack(
+            [expanded(query.vector, query.hits, settings, self._vectors.read) for query in queries]
+        )
         answers = self._answers(self.search(vectors), own)
-        expanded = [
+        again = [
             replace(query, vector=vectors[q], hits=self._hits(answers[q])) for q, query in enumerate(queries)
         ]
-        return expanded, answers
-
-    def _expansion(self, query: StoredQuery, settings: ExpansionSettings) -> Float32[np.ndarray, " d"]:
-        first = query.hits[: settings.neighbours]
-        if not first:
-            return query.vector
-        scores = np.array([hit.similarity for hit in first], np.float32)
-        neighbours = self._vectors.read([hit.place for hit in first])
-        return expand_query(query.vector, neighbours, scores, settings)
+        return again, answers
 
     def _answers(self, found: Hits, own: Int64[np.ndarray, " q"]) -> list[Answers]:
         """What was found for each query, without itself and what is ignored."""
@@ -108,3 +99,13 @@ class EvaluationSteps:
         live = self.collection.live
         at = int(np.searchsorted(live.image_id, image_id))
         return Place(self.collection.catalogue.parts[int(live.part[at])].part, int(live.row[at]))
+
+
+def _with_the_rest(
+    hits: Sequence[Hit], ids: Int64[np.ndarray, " r"], scores: Float32[np.ndarray, " r"]
+) -> Answers:
+    """What steps looked at, then the answers behind it."""
+    return (
+        np.append(np.array([hit.image_id for hit in hits], np.int64), ids[len(hits) :]),
+        np.append(np.array([hit.score for hit in hits], np.float64), scores[len(hits) :]),
+    )

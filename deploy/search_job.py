@@ -2,16 +2,17 @@
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ingest.errors import BadInput, NotFound, Unavailable
+from serve.answers import result_fields
 
 if TYPE_CHECKING:
     from deploy.sheet_evidence import Heat
     from deploy.terminal import Output
-    from index.steps import Evidence, StepSettings
+    from index.steps import StepSettings
     from ingest.decode import Box
     from serve.query import ImageQuery
     from serve.searcher import Answer, Result, Searcher
@@ -29,6 +30,7 @@ def search(
     sheet: str | None = None,
     rerank: str | None = None,
     depth: int | None = None,
+    where: str | None = None,
 ) -> dict[str, Any]:
     """Searches a gallery with images by path or URL; writes a contact sheet if asked to.
 
@@ -37,21 +39,23 @@ def search(
 
     Raises:
         NotFound: there is no such image, gallery or generation.
-        BadInput: the box is wrong, or the gallery holds ready-made vectors.
+        BadInput: the box or the filter is wrong, or the gallery holds ready-made vectors.
     """
-    from deploy.step_options import chosen_steps
     from index.cache import Cache
+    from index.filters import parse_filter
+    from index.step_choice import chosen_steps
     from ingest.gallery import open_gallery
     from ingest.store import Store
     from serve.searcher import open_searcher
 
     area = parse_box(box) if box is not None else None
+    only = parse_filter(where)
     opened = open_gallery(Store(gallery))
     with output.working("opening the gallery"), open_searcher(opened, generation, Cache(cache)) as searcher:
         steps = chosen_steps(searcher.opened.generation.recipe, rerank, depth)
         encoder = searcher.encoder_for(steps)
         queries = [_query(image, area, encoder.features.decode.max_bytes) for image in images]
-        answers = searcher.search_images(queries, top, nprobe, steps)
+        answers = searcher.search_images(queries, top, nprobe, steps, only)
         if encoder.warning:
             output.warn(encoder.warning)
         if sheet is not None:
@@ -127,30 +131,14 @@ def answer_json(answer: "Answer") -> dict[str, Any]:
 
 
 def _result_json(found: "Result") -> dict[str, Any]:
-    return {
-        "rank": found.rank,
-        "image_id": found.image_id,
-        "score": round(found.score, 6),
-        "similarity": round(found.similarity, 6),
-        "steps": [_evidence_json(each) for each in found.evidence],
-        "uri": found.uri,
-        "source": found.source,
-        "key": found.key,
-        "metadata": _finite(found.metadata),
-    }
+    """The fields of a result, the figures of its steps among their own."""
+    fields = result_fields(found)
+    return fields | {"steps": [_flat(step) for step in fields["steps"]]}
 
 
-def _evidence_json(evidence: "Evidence") -> dict[str, Any]:
-    figures = {name: round(value, 6) for name, value in evidence.figures.items()}
-    box = {} if evidence.box is None else {"box": [round(side, 1) for side in evidence.box]}
-    return {"step": evidence.kind, "added": round(evidence.added, 6), **figures, **box}
-
-
-def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in values.items()
-    }
+def _flat(step: dict[str, Any]) -> dict[str, Any]:
+    box = {"box": step["box"]} if "box" in step else {}
+    return {"step": step["step"], "added": step["added"], **step["figures"], **box}
 
 
 def _write_sheet(

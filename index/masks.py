@@ -9,10 +9,21 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool
+from jaxtyping import Bool, UInt8
 
+from index.nearest import selector_bitmap
 from index.shards import Shard
 from ingest.catalogue import LiveRows
+
+
+def live_bitmap(
+    shards: Sequence[Shard], masks: Mapping[str, Bool[np.ndarray, " n"]]
+) -> UInt8[np.ndarray, " bytes"] | None:
+    """The rows of some shards, in one bitmap, that may be found; None if all may."""
+    if not any(shard.shard in masks for shard in shards):
+        return None
+    live = [~masks.get(shard.shard, np.zeros(shard.count, bool)) for shard in shards]
+    return selector_bitmap(np.concatenate(live))
 
 
 def compute_masks(

@@ -31,8 +31,7 @@ def search(
     """The k rows with the largest inner product with each query, as the index estimates it.
 
     The index is shared and never changed: parameters travel with the call. Where fewer than
-    min(k, rows allowed) were found, twice as many lists are read, and so on to all of them: k results
-    come back if k exist.
+    min(k, rows allowed) were found, more lists are read (`list_schedule`): k results come back if k exist.
 
     Args:
         index: flat, IVF, or a transform before either; inner product.
@@ -50,7 +49,7 @@ def search(
     """
     _check(index, queries, k, nprobe, selector)
     queries = np.ascontiguousarray(queries, np.float32)
-    allowed = index.ntotal if selector is None else _count(selector, index.ntotal)
+    allowed = index.ntotal if selector is None else count_rows(selector, index.ntotal)
     depth = min(k, allowed)
     if depth == 0 or len(queries) == 0:
         empty = (len(queries), k)
@@ -121,35 +120,53 @@ def _check(
         )
 
 
-def _count(selector: UInt8[np.ndarray, "n_bytes"], rows: int) -> int:
+def count_rows(selector: UInt8[np.ndarray, "n_bytes"], rows: int) -> int:
+    """How many of some rows a selector lets through."""
     whole = int(np.bitwise_count(selector).sum())
     spare = 8 * len(selector) - rows
     return whole - (int(selector[-1]) >> (8 - spare)).bit_count() if spare else whole
 
 
+def list_schedule(nprobe: int, lists: int) -> Iterator[int]:
+    """How many of an index's lists to read, one try after the other: nprobe, four times that, all."""
+    tries = [min(nprobe, lists)]
+    if 4 * nprobe < lists:
+        tries.append(4 * nprobe)
+    if tries[-1] < lists:
+        tries.append(lists)
+    yield from tries
+
+
 def _attempts(
     index: "faiss.Index", nprobe: int | None, selector: UInt8[np.ndarray, "n_bytes"] | None
 ) -> "Iterator[faiss.SearchParameters]":
-    """Parameters with ever more lists, each time twice as many, up to all; one try for a flat index."""
+    """Parameters with ever more lists, up to all; one try for a flat index."""
+    import faiss
+
+    ivf = faiss.try_extract_index_ivf(index)
+    if ivf is None:
+        yield search_parameters(index, None, selector)
+        return
+    for lists in list_schedule(nprobe or ivf.nprobe, ivf.nlist):
+        yield search_parameters(index, lists, selector)
+
+
+def search_parameters(
+    index: "faiss.Index", lists: int | None, selector: UInt8[np.ndarray, "n_bytes"] | None
+) -> "faiss.SearchParameters":
+    """What faiss is told with a search; searches only read it, so it may be shared by threads.
+
+    Args:
+        lists: to read; None for a flat index.
+    """
     import faiss
 
     transformed = isinstance(faiss.downcast_index(index), faiss.IndexPreTransform)
-    ivf = faiss.try_extract_index_ivf(index)
-    if ivf is None:
-        yield _parameters(None, transformed, selector)
-        return
-    most = ivf.nlist
-    lists = min(nprobe or ivf.nprobe, most)
-    while True:
-        shared = _unfiltered(lists, transformed) if selector is None else None
-        yield shared or _parameters(lists, transformed, selector)
-        if lists == most:
-            return
-        lists = min(2 * lists, most)
+    return _unfiltered(lists, transformed) if selector is None else _parameters(lists, transformed, selector)
 
 
 @lru_cache(maxsize=256)
-def _unfiltered(lists: int, transformed: bool) -> "faiss.SearchParameters":
+def _unfiltered(lists: int | None, transformed: bool) -> "faiss.SearchParameters":
     """Searches only read their parameters, and making them takes as long as scanning a thousand codes."""
     return _parameters(lists, transformed, None)
 

@@ -7,6 +7,10 @@ its similarity, and stands where that puts it.
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+from jaxtyping import Float32
+
+from index.expansion import ExpansionSettings, expand_query
 from index.steps import Evidence, PairStep, Query
 from ingest.feature_reader import Place
 from ingest.image_features import ImageFeatures
@@ -47,6 +51,26 @@ def look_again(step: PairStep, depth: int, query: Query, hits: Sequence[Hit], re
         hit = first[at]
         first[at] = replace(hit, score=hit.score + each.added, evidence=(*hit.evidence, each))
     return ranked_hits([*first, *hits[depth:]])
+
+
+def expanded(
+    vector: Float32[np.ndarray, " d"],
+    hits: Sequence[Hit],
+    settings: ExpansionSettings,
+    read: Callable[[Sequence[Place]], Float32[np.ndarray, "n d"]],
+) -> Float32[np.ndarray, " d"]:
+    """A query's vector mixed with its nearest hits by their similarities (`index.expansion`).
+
+    Args:
+        vector: (d,) float32, L2-normalised.
+        hits: best first; without any the vector stays as it is.
+        read: the stored vectors of some places.
+    """
+    first = hits[: settings.neighbours]
+    if not first:
+        return vector
+    scores = np.array([hit.similarity for hit in first], np.float32)
+    return expand_query(vector, read([hit.place for hit in first]), scores, settings)
 
 
 def ranked_hits(hits: Sequence[Hit]) -> list[Hit]:

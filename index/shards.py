@@ -1,4 +1,7 @@
-"""Shards: consecutive parts' vectors in one faiss index, and the table that says which row is which image."""
+"""Shards: consecutive parts' vectors in one faiss index, and the table that says which row is which image.
+
+The row table has all that an answer says of an image, so that a server reads no listings.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +19,18 @@ from ingest.models import load_model
 from ingest.records import digest_of, sha256
 from ingest.tables import ObjectRef, decode_table, write_object, write_table
 
-FORMAT = 1
+FORMAT = 2  # 1 had neither source nor key
 
-ROWS_SCHEMA = pa.schema([("image_id", pa.int64()), ("part", pa.string()), ("row", pa.int32())])
+# A row table's columns, before `metadata.*`; `key` as listings store it (`ingest.records.decode_key`).
+ROWS_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.int64()),
+        ("part", pa.string()),
+        ("row", pa.int32()),
+        ("source", pa.string()),
+        ("key", pa.binary()),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -114,7 +126,7 @@ class _ShardBuilder:
             if len(ids):
                 index.add(vectors)
             tables.append(self._row_table(part, rows, ids))
-        table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+        table = united_rows(tables).combine_chunks()
         index_ref = write_object(
             self.gallery.store, shard_index_path(plan.digest), serialise(index), table.num_rows
         )
@@ -144,10 +156,19 @@ class _ShardBuilder:
 
     def _row_table(self, part: PartRef, rows: np.ndarray, ids: np.ndarray) -> pa.Table:
         listed = read_part(self.gallery, part)
-        columns = {"image_id": ids, "part": pa.array([part.part] * len(ids), pa.string()), "row": rows}
         metadata = [name for name in listed.column_names if name.startswith(METADATA_PREFIX)]
-        taken = listed.select(metadata).take(pa.array(rows))
-        return pa.table(columns | {name: taken[name] for name in metadata})
+        taken = listed.select(["key", *metadata]).take(pa.array(rows))
+        own = {
+            "image_id": ids,
+            "part": pa.array([part.part] * len(ids), pa.string()),
+            "row": rows,
+            "source": pa.array([part.source] * len(ids), pa.string()),
+            "key": taken["key"],
+        }
+        fixed = pa.table(own).cast(ROWS_SCHEMA)
+        for name in metadata:
+            fixed = fixed.append_column(name, taken[name])
+        return fixed
 
     def _quantizer(self, digest: str) -> Quantizer:
         if digest not in self.quantizers:
@@ -155,3 +176,27 @@ class _ShardBuilder:
                 digest: Quantizer.from_arrays(load_model(self.gallery, digest, "quantizer")[1])
             }
         return self.quantizers[digest]
+
+
+def united_rows(tables: Sequence[pa.Table]) -> pa.Table:
+    """The row tables of some parts as one; metadata that is text in one and not in another is text.
+
+    Integers beside numbers become numbers; what a part has not is null.
+    """
+    types: dict[str, set[pa.DataType]] = {}
+    for table in tables:
+        for column in table.schema:
+            if not pa.types.is_null(column.type):
+                types.setdefault(column.name, set()).add(column.type)
+    mixed = {name for name, found in types.items() if len(found) > 1 and not _numbers(found)}
+    alike = []
+    for table in tables:
+        for place, column in enumerate(table.schema):
+            if column.name in mixed:
+                table = table.set_column(place, column.name, table[column.name].cast(pa.large_string()))
+        alike.append(table)
+    return pa.concat_tables(alike, promote_options="permissive")
+
+
+def _numbers(types: set[pa.DataType]) -> bool:
+    return all(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in types)

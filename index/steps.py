@@ -60,6 +60,8 @@ class Evidence:
     points: corresponding points (m, 2) of query and candidate, (x, y) in pixels of their originals; None from
         steps that find none.
     box: x0, y0, x1, y1, the part of the candidate that counted, in pixels of its original.
+    model: (3, 3), from query to candidate in pixels of the originals, on columns (x, y, 1); None where
+        nothing was fitted.
     """
 
     kind: str
@@ -67,6 +69,7 @@ class Evidence:
     figures: Mapping[str, float] = field(default_factory=dict)
     points: tuple[np.ndarray, np.ndarray] | None = None
     box: tuple[float, float, float, float] | None = None
+    model: np.ndarray | None = None
 
 
 class PairStep(Protocol):
@@ -102,7 +105,7 @@ class GeometryStep:
         found = verify(mine, theirs, self.settings, query.scale, candidate.scale)
         points = (mine["keypoints"][found.inliers[:, 0]], theirs["keypoints"][found.inliers[:, 1]])
         figures = {"matches": float(found.matches), "inliers": float(len(found.inliers))}
-        return Evidence("geometry", found.added, figures, points)
+        return Evidence("geometry", found.added, figures, points, model=found.model)
 
 
 @dataclass(frozen=True)

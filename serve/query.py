@@ -1,6 +1,7 @@
 """Query images become vectors, by the very functions that made the gallery's."""
 
 import threading
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -94,6 +95,18 @@ class QueryEncoder:
                 if query.box is not None:
                     found[place] = self._query(self._decode_box(query, query.box))
         return [each for each in found if each is not None]
+
+    def encode_timed(self, query: ImageQuery) -> tuple[Query | Rejected, dict[str, float]]:
+        """One query as `encode` gives it, and the seconds that it took to `decode` and to `encode` it."""
+        with self._lock:
+            start = time.perf_counter()
+            if query.box is None:
+                image = self._decoder.decode(query.data)
+            else:
+                image = self._decode_box(query, query.box)
+            decoded = time.perf_counter()
+            found = self._query(image)
+            return found, {"decode": decoded - start, "encode": time.perf_counter() - decoded}
 
     def _decode_box(self, query: ImageQuery, box: Box) -> Decoded | Rejected:
         try:

@@ -1,38 +1,34 @@
 """Search in one generation: images or vectors in, ranked images with their place and metadata out."""
 
 import os
-from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import partial
 from threading import Lock
 from typing import Any, Self
 
 import numpy as np
-import pyarrow as pa
 from jaxtyping import Float32
 
 from index.cache import Cache
-from index.encodings import read_encodings
-from index.opened import OpenGeneration, open_generation
+from index.filters import Filter, check_filter
+from index.generation import Generation
+from index.group import Row, Scanned, ShardGroup, open_group, search_groups
+from index.opened import newest_whole
 from index.projection import l2_normalised
 from index.rerank import Hit
 from index.steps import Evidence, Query, StepSettings
-from ingest.catalogue import METADATA_PREFIX, READERS, Catalogue, read_catalogue
+from index.stored_vectors import StoredVectors
+from ingest.catalogue import Catalogue, read_catalogue
 from ingest.compute import Compute
-from ingest.errors import BadInput, NotFound
+from ingest.errors import BadInput
 from ingest.feature_reader import FeatureReader, Place
 from ingest.gallery import Gallery
 from ingest.image_features import ImageFeatures
 from ingest.outcomes import Rejected
-from ingest.records import decode_key
 from ingest.sources import KINDS
-from ingest.tables import decode_table, read_object
 from serve.query import QUERY_COMPUTE, ImageQuery, QueryEncoder, open_query_encoder
-from serve.steps import Steps, hits_of
-
-_PARTS_KEPT = 256  # listings of parts in memory: at most 1,024 rows each, some 50 MB in all
+from serve.steps import Search, Steps
 
 
 @dataclass(frozen=True)
@@ -76,21 +72,20 @@ class Searcher:
     """An opened generation that answers. A context manager; may be shared by threads.
 
     Attributes:
-        opened: the generation, in memory.
+        opened: the generation, in memory, as one group of all its shards.
         catalogue: the commit that it covers.
     """
 
     def __init__(
         self,
         gallery: Gallery,
-        opened: OpenGeneration,
+        opened: ShardGroup,
         catalogue: Catalogue,
-        cache: Cache | None,
         compute: Compute = QUERY_COMPUTE,
     ) -> None:
         self.gallery, self.opened, self.catalogue = gallery, opened, catalogue
         self._compute = compute
-        self._listings = _Listings(gallery, catalogue, cache)
+        self._vectors = StoredVectors(gallery, opened.generation.models.encodings)
         self._opening = Lock()
         self._encoders: dict[frozenset[str], QueryEncoder] = {}
         self._steps: dict[tuple[StepSettings, ...], Steps] = {}
@@ -126,7 +121,9 @@ class Searcher:
         chosen = self.opened.generation.recipe.steps if settings is None else tuple(settings)
         with self._opening:
             if chosen not in self._steps:
-                self._steps[chosen] = Steps(self.gallery, self.opened, chosen, self._read, self._compute)
+                self._steps[chosen] = Steps(
+                    self.gallery, self.opened.generation, chosen, self._read, self._compute
+                )
             return self._steps[chosen]
 
     @property
@@ -155,27 +152,30 @@ class Searcher:
         top: int = 10,
         nprobe: int | None = None,
         steps: Sequence[StepSettings] | None = None,
+        where: Filter | None = None,
     ) -> list[Answer]:
         """The `top` best images for each query image; fewer only if the gallery has fewer.
 
         Args:
             nprobe: lists to read first, instead of the recipe's number.
             steps: what is done with the answers, instead of the recipe's steps; () for nothing.
+            where: only images that it lets through.
 
         Raises:
-            BadInput: `top` is below 1, a box lies outside its image, the vectors came ready-made, or a step
-                reads features that the recipe does not describe.
+            BadInput: `top` is below 1, a box lies outside its image, the vectors came ready-made, a step
+                reads features that the recipe does not describe, or the filter names no column.
         """
+        search = self._searching(nprobe, where)
         opened = self.steps(steps) if (self._recipe_steps if steps is None else steps) else None
         encoded = self._encoder(opened.labels if opened else frozenset()).encode(queries)
-        used = [query for query in encoded if not isinstance(query, Rejected)]
-        answers = iter(self._search(used, top, nprobe, opened))
-        return [
-            Answer(query.name, rejected=found)
-            if isinstance(found, Rejected)
-            else Answer(query.name, next(answers), seen=found if opened else None)
-            for query, found in zip(queries, encoded, strict=True)
-        ]
+        answers = []
+        for query, found in zip(queries, encoded, strict=True):
+            if isinstance(found, Rejected):
+                answers.append(Answer(query.name, rejected=found))
+            else:
+                results = self._answered(found, top, opened, search)
+                answers.append(Answer(query.name, results, seen=found if opened else None))
+        return answers
 
     def correspondence(
         self, query: Query, image_id: int, steps: Sequence[StepSettings]
@@ -189,7 +189,7 @@ class Searcher:
             Heat in [0, 1] over the query (h, w) and over the image (i, j); None if no step tells it, or the
             image's features cannot be had.
         """
-        return self.steps(steps).correspondence(query, Place(*self.opened.locate(image_id)))
+        return self.steps(steps).correspondence(query, self.opened.locate(image_id))
 
     @property
     def _recipe_steps(self) -> tuple[StepSettings, ...]:
@@ -201,18 +201,26 @@ class Searcher:
         top: int = 10,
         nprobe: int | None = None,
         names: Sequence[str] | None = None,
+        where: Filter | None = None,
     ) -> list[Answer]:
         """The `top` best images for each vector, which is L2-normalised first, by the index alone: no steps.
 
         Args:
             names: of the queries; their row numbers by default.
+            where: only images that it lets through.
 
         Raises:
-            BadInput: the vectors' dimension is not the gallery's, or they are not finite.
+            BadInput: the vectors' dimension is not the gallery's, they are not finite, or the filter names no
+                column.
         """
         named = [str(row) for row in range(len(vectors))] if names is None else names
-        hits = self._hits(l2_normalised(np.asarray(vectors, np.float32)), top, nprobe)
-        return [Answer(name, results) for name, results in zip(named, self._results(hits), strict=True)]
+        search = self._searching(nprobe, where)
+        # One at a time: the last bits of a norm depend on how many vectors are normalised at once.
+        normal = [l2_normalised(np.asarray(vector, np.float32)[None])[0] for vector in vectors]
+        return [
+            Answer(name, self._results(search(vector, top)))
+            for name, vector in zip(named, normal, strict=True)
+        ]
 
     def similar_to(
         self,
@@ -220,66 +228,68 @@ class Searcher:
         top: int = 10,
         nprobe: int | None = None,
         steps: Sequence[StepSettings] | None = None,
+        where: Filter | None = None,
     ) -> Answer:
         """The `top` best images for an image of the gallery, by what is stored of it; itself left out.
 
         Raises:
             NotFound: the generation has no such image.
         """
-        place = Place(*self.opened.locate(image_id))
-        rows, _, vectors = read_encodings(self.gallery, self.opened.generation.models.encodings, place.part)
+        place = self.opened.locate(image_id)
+        search = self._searching(nprobe, where)
         opened = self.steps(steps) if (self._recipe_steps if steps is None else steps) else None
         depth = max(top, opened.depth if opened else 0)
-        vector = vectors[rows == place.row]
-        (found,) = self._hits(vector, depth + 1, nprobe)
-        hits = [hit for hit in found if hit.image_id != image_id]
+        (vector,) = self._vectors.read([place])
+        hits = [hit for hit in search(vector, depth + 1) if hit.image_id != image_id][:depth]
         if opened is not None:
             features = self.reader.read([place], opened.labels)[0] if opened.labels else None
             if not isinstance(features, Rejected):
-                query = Query(vector[0], features or ImageFeatures(0, 0, 1.0, {}))
-                hits = opened.apply(query, hits, nprobe, own=image_id)
-        return Answer(str(image_id), self._results([hits[:top]])[0])
+                query = Query(vector, features or ImageFeatures(0, 0, 1.0, {}))
+                hits = opened.apply(query, hits, search, own=image_id)
+        return Answer(str(image_id), self._results(hits[:top]))
 
     def image(self, image_id: int, score: float = 1.0, rank: int = 0) -> Result:
         """Where an image of the generation lies, and what came with it; `NotFound` if it has none such."""
-        place = Place(*self.opened.locate(image_id))
-        return self._result(
-            Hit(image_id, place, score, score), rank, self._listings.read([place.part])[place.part]
+        place = self.opened.locate(image_id)
+        (row,) = self.opened.rows_of([image_id])
+        assert row is not None, "it was located"
+        return self._result(Hit(image_id, place, score, score), row, rank)
+
+    def _searching(self, nprobe: int | None, where: Filter | None) -> Search:
+        """What gives the hits of a vector."""
+        if where is not None:
+            check_filter(where, self.opened.columns)
+        lists = self.opened.generation.recipe.nprobe or 1 if nprobe is None else nprobe
+        return partial(self._hits, lists, where)
+
+    def _hits(
+        self, nprobe: int, where: Filter | None, vector: Float32[np.ndarray, " d"], top: int
+    ) -> list[Hit]:
+        top = min(top, max(1, self.opened.rows))
+        return hits_of(search_groups([self.opened], vector, top, nprobe, where))
+
+    def _answered(self, query: Query, top: int, steps: Steps | None, search: Search) -> tuple[Result, ...]:
+        hits = search(query.vector, max(top, steps.depth) if steps else top)
+        if steps is not None:
+            hits = steps.apply(query, hits, search)
+        return self._results(hits[:top])
+
+    def _results(self, hits: Sequence[Hit]) -> tuple[Result, ...]:
+        rows = self.opened.rows_of(hit.image_id for hit in hits)
+        return tuple(
+            self._result(hit, row, rank)
+            for rank, (hit, row) in enumerate(zip(hits, rows, strict=True), start=1)
+            if row is not None
         )
 
-    def _search(
-        self, queries: Sequence[Query], top: int, nprobe: int | None, steps: Steps | None
-    ) -> list[tuple[Result, ...]]:
-        if not queries:
-            return []
-        depth = max(top, steps.depth) if steps else top
-        found = self._hits(np.stack([query.vector for query in queries]), depth, nprobe)
-        if steps is not None:
-            found = [steps.apply(query, hits, nprobe) for query, hits in zip(queries, found, strict=True)]
-        return self._results([hits[:top] for hits in found])
-
-    def _hits(self, vectors: np.ndarray, top: int, nprobe: int | None) -> list[list[Hit]]:
-        live = max(1, self.opened.generation.counts["live"])
-        return hits_of(self.opened, self.opened.search(vectors, min(top, live), nprobe))
-
-    def _results(self, answers: Sequence[Sequence[Hit]]) -> list[tuple[Result, ...]]:
-        listings = self._listings.read({hit.place.part for hits in answers for hit in hits})
-        return [
-            tuple(self._result(hit, rank, listings[hit.place.part]) for rank, hit in enumerate(hits, start=1))
-            for hits in answers
-        ]
-
-    def _result(self, hit: Hit, rank: int, listing: "_Listing") -> Result:
-        source, row = listing.source, hit.place.row
-        key = decode_key(listing.table["key"][row].as_py())
-        values = {name: listing.table[METADATA_PREFIX + name][row].as_py() for name in listing.metadata}
+    def _result(self, hit: Hit, row: Row, rank: int) -> Result:
         return Result(
             image_id=hit.image_id,
             score=hit.score,
-            uri=uri_of(self.catalogue.sources[source], key),
-            source=source,
-            key=key,
-            metadata={name: value for name, value in values.items() if value is not None},
+            uri=uri_of(self.catalogue.sources[row.source], row.key),
+            source=row.source,
+            key=row.key,
+            metadata=row.metadata,
             rank=rank,
             similarity=hit.similarity,
             evidence=hit.evidence,
@@ -312,8 +322,21 @@ def open_searcher(
         NotFound: there is no such generation, or it was collected.
         Corrupt: an object is not what its manifest names; it is named.
     """
-    opened = open_generation(gallery, number, cache)
-    return Searcher(gallery, opened, read_catalogue(gallery, opened.generation.catalogue), cache, compute)
+
+    def opened(generation: Generation) -> Searcher:
+        group = open_group(gallery, generation, generation.shards, cache)
+        return Searcher(gallery, group, read_catalogue(gallery, generation.catalogue), compute)
+
+    return newest_whole(gallery, number, opened)
+
+
+def hits_of(found: Scanned) -> list[Hit]:
+    """The answers of an index as hits, nothing looked at yet."""
+    scores = found.scores.tolist()
+    return [
+        Hit(image, place, score, score)
+        for image, place, score in zip(found.image_ids.tolist(), found.places, scores, strict=True)
+    ]
 
 
 def uri_of(url: str, key: str) -> str:
@@ -324,54 +347,3 @@ def uri_of(url: str, key: str) -> str:
     path = url.removeprefix("file://").removeprefix("file:")
     root = url if "://" in path else os.path.realpath(path)
     return f"{root.rstrip('/')}/{key}"
-
-
-@dataclass(frozen=True)
-class _Listing:
-    """The rows of a part and the source that they come from."""
-
-    source: str
-    table: pa.Table
-
-    @cached_property
-    def metadata(self) -> list[str]:
-        names = self.table.column_names
-        return [name.removeprefix(METADATA_PREFIX) for name in names if name.startswith(METADATA_PREFIX)]
-
-
-@dataclass
-class _Listings:
-    """The listings of parts, read when they are needed; the ones used last are kept."""
-
-    gallery: Gallery
-    catalogue: Catalogue
-    cache: Cache | None
-    kept: OrderedDict[str, _Listing] = field(default_factory=OrderedDict)
-    lock: Lock = field(default_factory=Lock)
-
-    def read(self, parts: Iterable[str]) -> dict[str, _Listing]:
-        """The listings of some parts, by part; those that are not kept are fetched side by side."""
-        wanted = sorted(set(parts))
-        with self.lock:
-            found = {part: self.kept[part] for part in wanted if part in self.kept}
-        missing = [part for part in wanted if part not in found]
-        if missing:
-            with ThreadPoolExecutor(min(READERS, len(missing))) as pool:
-                found.update(zip(missing, pool.map(self._fetch, missing), strict=True))
-        with self.lock:
-            for part in wanted:
-                self.kept[part] = found[part]
-                self.kept.move_to_end(part)
-            while len(self.kept) > _PARTS_KEPT:
-                self.kept.popitem(last=False)
-        return found
-
-    def _fetch(self, part: str) -> _Listing:
-        place = self.catalogue.position.get(part)
-        if place is None:
-            raise NotFound(
-                f"catalogue {self.catalogue.number} of {self.gallery.store.url} does not name part {part}"
-            )
-        named, store = self.catalogue.parts[place], self.gallery.store
-        data = read_object(store, named.ref) if self.cache is None else self.cache.read(store, named.ref)
-        return _Listing(named.source, decode_table(data, store.where(named.ref.name)))

@@ -1,19 +1,22 @@
 """The steps of a search, opened for one generation and folded in order over the hits of a query."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from jaxtyping import Float32
 
 from index.cvnet_step import CvnetStep
-from index.expansion import ExpansionSettings, expand_query
-from index.opened import Hits, OpenGeneration
-from index.rerank import Hit, Read, look_again
+from index.expansion import ExpansionSettings
+from index.generation import Generation
+from index.rerank import Hit, Read, expanded, look_again
 from index.steps import PairStep, Query, StepSettings, looks_at, open_pair_step
 from index.stored_vectors import StoredVectors
 from ingest.compute import Compute
 from ingest.feature_reader import Place
 from ingest.gallery import Gallery
 from ingest.outcomes import Rejected
+
+Search = Callable[[Float32[np.ndarray, " d"], int], list[Hit]]
 
 
 class Steps:
@@ -27,17 +30,17 @@ class Steps:
     def __init__(
         self,
         gallery: Gallery,
-        opened: OpenGeneration,
+        generation: Generation,
         settings: Sequence[StepSettings],
         read: Read,
         compute: Compute,
     ) -> None:
-        self._opened, self._read = opened, read
-        self._vectors = StoredVectors(gallery, opened.generation.models.encodings)
+        self._read = read
+        self._vectors = StoredVectors(gallery, generation.models.encodings)
         self._steps: list[tuple[StepSettings, PairStep | None]] = [
             (each, None)
             if isinstance(each, ExpansionSettings)
-            else (each, open_pair_step(gallery, opened.generation, each, compute))
+            else (each, open_pair_step(gallery, generation, each, compute))
             for each in settings
         ]
 
@@ -49,19 +52,22 @@ class Steps:
     def depth(self) -> int:
         return max((looks_at(settings) for settings, _ in self._steps), default=0)
 
-    def apply(
-        self, query: Query, hits: Sequence[Hit], nprobe: int | None = None, own: int | None = None
-    ) -> list[Hit]:
+    def apply(self, query: Query, hits: Sequence[Hit], search: Search, own: int | None = None) -> list[Hit]:
         """The hits after all steps, best first.
 
         Args:
+            search: what gave the hits: so many for a vector, best first.
             own: id of the image that is the query, if the gallery has it and its hits are without it: no
                 step brings it back.
         """
         found = list(hits)
         for settings, step in self._steps:
             if isinstance(settings, ExpansionSettings):
-                query, found = self._expanded(query, found, settings, nprobe, own)
+                vector = expanded(query.vector, found, settings, self._vectors.read)
+                query = Query(vector, query.features)
+                wanted = len(found)
+                again = search(query.vector, wanted + (own is not None)) if found else []
+                found = [hit for hit in again if hit.image_id != own][:wanted]
             elif step is not None:
                 found = look_again(step, settings.depth, query, found, self._read)
         return found
@@ -74,37 +80,3 @@ class Steps:
                 if not isinstance(features, Rejected):
                     return step.correspondence(query.features, features)
         return None
-
-    def _expanded(
-        self,
-        query: Query,
-        hits: Sequence[Hit],
-        settings: ExpansionSettings,
-        nprobe: int | None,
-        own: int | None,
-    ) -> tuple[Query, list[Hit]]:
-        """The expanded query, and what the index answers to it: as many hits as there were."""
-        first = hits[: settings.neighbours]
-        if not first:
-            return query, list(hits)
-        neighbours = self._vectors.read([hit.place for hit in first])
-        scores = np.array([hit.similarity for hit in first], np.float32)
-        expanded = Query(expand_query(query.vector, neighbours, scores, settings), query.features)
-        found = self._opened.search(expanded.vector[None], len(hits) + (own is not None), nprobe)
-        others = [hit for hit in hits_of(self._opened, found)[0] if hit.image_id != own]
-        return expanded, others[: len(hits)]
-
-
-def hits_of(opened: OpenGeneration, found: Hits) -> list[list[Hit]]:
-    """The answers of an index as hits, for each query."""
-    places = {
-        int(image): Place(*opened.locate(int(image))) for image in np.unique(found.image_ids) if image >= 0
-    }
-    return [
-        [
-            Hit(image, places[image], score, score)
-            for image, score in zip(ids, scores, strict=True)
-            if image >= 0
-        ]
-        for ids, scores in zip(found.image_ids.tolist(), found.scores.tolist(), strict=True)
-    ]

@@ -21,6 +21,15 @@ _START_SECONDS = 60
 _KEY = "test-key"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-browser", action="store_true", help="fail, instead of skipping, where there is no Chromium"
+    )
+    parser.addoption(
+        "--screenshots", type=Path, default=None, help="folder for the browser tests' screenshots"
+    )
+
+
 @dataclass(frozen=True)
 class S3:
     """A running S3 server on loopback. Plain `s3://` URLs reach it, in child processes too."""

@@ -94,7 +94,7 @@ def merged_against_single(opened: OpenGeneration, single: Any, queries: np.ndarr
     import faiss
 
     rows: list[list[Any]] = []
-    whole = OpenGeneration(opened.generation, single, opened.image_ids, None, ())
+    whole = OpenGeneration(opened.generation, single, opened.image_ids, None)
     for nprobe in NPROBES:
         ways = {"merged": raw_search(opened, nprobe), "single": raw_search(whole, nprobe)}
         turns = {name: partial(rate, way, queries, 16) for name, way in ways.items()}

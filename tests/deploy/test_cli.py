@@ -119,6 +119,20 @@ def test_search_finds_an_image_by_itself_and_by_its_part(built: Path, image: Pat
     assert part["score"] < first["score"], "the box was cut out"
 
 
+def test_search_leaves_out_what_a_filter_does(built: Path, image: Path) -> None:
+    (whole,) = ok("search", image, "-g", built, "--top", 36)["queries"]
+    others = [found for found in whole["results"] if found["metadata"]["scene"] != "facade-000002"]
+    assert 0 < len(others) < len(whole["results"]) == 36
+    for text in (
+        'scene != "facade-000002"',
+        '{"not": {"column": "key", "op": "prefix", "value": "facade-000002/"}}',
+    ):
+        (answer,) = ok("search", image, "-g", built, "--top", 5, "--where", text)["queries"]
+        assert answer == whole | {"results": [found | {"rank": n + 1} for n, found in enumerate(others[:5])]}
+    refused(2, "no such column; they have .*scene", "search", image, "-g", built, "--where", "year = 1990")
+    refused(2, r"cannot be read near '&", "search", image, "-g", built, "--where", "scene exists & 3")
+
+
 def test_an_image_may_come_from_standard_input_or_a_url(built: Path, image: Path) -> None:
     by_path = ok("search", image, "-g", built)["queries"][0]["results"]
     by_pipe = ok("search", "-", "-g", built, stdin=image.read_bytes())["queries"][0]

@@ -9,11 +9,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from deploy.cli import app
-from deploy.step_options import chosen_steps
 from index.cvnet_settings import CvnetSettings
 from index.expansion import ExpansionSettings
 from index.geometry import GeometrySettings
 from index.region_scores import RegionStepSettings
+from index.step_choice import chosen_steps
 from index.steps import STEP_KINDS, StepSettings, looks_at
 from ingest.errors import BadInput
 from ingest.store import Store
@@ -67,10 +67,10 @@ def test_a_depth_is_that_of_every_step_that_has_one_and_changes_nothing_else() -
         ("geometry,none", None, "no step 'none'"),
         ("", None, "no step ''"),
         ("geometry,", None, "no step ''"),
-        (None, 5, "--depth 5 needs a step"),
-        ("none", 5, "--depth 5 needs a step"),
-        ("expand", 5, "--depth 5 needs a step"),
-        ("cvnet", 10_001, "--depth 10001, for step cvnet: .*less than or equal to 10000"),
+        (None, 5, "depth 5 needs a step"),
+        ("none", 5, "depth 5 needs a step"),
+        ("expand", 5, "depth 5 needs a step"),
+        ("cvnet", 10_001, "depth 10001, for step cvnet: .*less than or equal to 10000"),
     ],
 )
 def test_what_chooses_nothing_is_refused(rerank: str | None, depth: int | None, says: str) -> None:
@@ -150,7 +150,7 @@ def test_mistakes_are_exit_code_2_and_list_the_choices(gallery: Path, image: Pat
     refused(choices, "search", image, "-g", gallery, "--rerank", "diffusion")
     refused(choices, "evaluate", "-g", gallery, "--label-pattern", LABELS, "--rerank", "geometry,magic")
     for command in (("search", image), ("evaluate", "--label-pattern", LABELS)):
-        refused("--depth 5 needs a step", *command, "-g", gallery, "--depth", 5)
+        refused("depth 5 needs a step", *command, "-g", gallery, "--depth", 5)
         refused(
             "'pyramid', and recipe 'scenes' describes only: local",
             *command,

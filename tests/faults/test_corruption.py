@@ -85,7 +85,7 @@ def _sources() -> dict[str, Source]:
 
 
 def search(job: Job, cache: Cache | None) -> dict[int, tuple[str, float]]:
-    """Every image that a reader finds, with its place: opens the index, the row tables and the listings."""
+    """Every image that a reader finds, with its place: opens the index and the row tables."""
     with open_searcher(job.gallery, cache=cache) as searcher:
         (answer,) = searcher.search_vectors(np.full((1, 4), 0.5, np.float32), 1000)
     return {result.image_id: (result.uri, result.score) for result in answer.results}
@@ -268,7 +268,7 @@ def test_a_damaged_cache_is_not_believed(whole: Whole, tmp_path: Path) -> None:
     assert search(job, cache) == whole.answers
 
 
-@pytest.mark.parametrize("kind", ["part", "encoder", "projection"])
+@pytest.mark.parametrize("kind", ["shard index", "shard rows", "encoder", "projection"])
 def test_a_search_with_an_image_stands_on_nothing_damaged(kind: str, whole: Whole, tmp_path: Path) -> None:
     folder = tmp_path / "gallery"
     shutil.copytree(whole.folder, folder)

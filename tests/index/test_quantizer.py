@@ -228,7 +228,7 @@ def test_a_query_that_has_enough_is_not_searched_again(monkeypatch: pytest.Monke
     assert batches == [12]
     batches.clear()
     search(index, queries, 1000, nprobe=4)
-    assert batches == [12, 12, 12]  # 4, 8 and 16 lists
+    assert batches == [12, 12]  # 4 and 16 lists
 
 
 @each_kind

@@ -282,7 +282,7 @@ def test_shards_and_stores_do_not_change_an_answer(gallery_url: str, town: Town,
     job = scene_gallery(Store(gallery_url), RECIPE.model_copy(update={"shard_rows": 6}))
     queries = town.labelled[::3]
     with open_searcher(job.gallery) as other:
-        assert (len(other.opened.tables), len(searcher.opened.tables)) == (4, 1)
+        assert (len(other.opened.shards), len(searcher.opened.shards)) == (4, 1)
         assert_same(
             other.search_images(queries, 8, steps=steps), searcher.search_images(queries, 8, steps=steps)
         )

@@ -12,6 +12,7 @@ from PIL import Image
 
 from index.build import build
 from index.cache import Cache
+from index.filters import parse_filter
 from index.recipe import Recipe
 from index.removal import delete
 from index.steps import Query
@@ -112,6 +113,32 @@ def test_metadata_comes_along_and_absent_values_do_not(album: Album, searcher: S
     for result in answer.results:
         assert result.metadata == ({"kind": result.key[:6]} if "view-00" in result.key else {})
         assert result.source == "photos"
+
+
+def test_a_filter_gives_the_full_answers_first_that_pass_it(album: Album, searcher: Searcher) -> None:
+    where = parse_filter('kind >= "facade" and not key contains "00000/"')
+    queries = _queries(album, 4)
+    vectors = np.stack([vector_of(query) for query in searcher.encoder.encode(queries)])
+    whole = searcher.search_images(queries, 32)
+    expected = [
+        [
+            r.image_id
+            for r in answer.results
+            if r.metadata.get("kind", "") >= "facade" and "00000/" not in r.key
+        ]
+        for answer in whole
+    ]
+    assert 3 < len(expected[0]) < 32
+    for found in (
+        searcher.search_images(queries, 3, where=where),
+        searcher.search_vectors(vectors, 3, where=where),
+    ):
+        assert [[r.image_id for r in answer.results] for answer in found] == [ids[:3] for ids in expected]
+    own = whole[0].results[0].image_id
+    similar = searcher.similar_to(own, 32, where=where)
+    assert [r.image_id for r in similar.results] == [image for image in expected[0] if image != own]
+    with pytest.raises(BadInput, match="no such column; they have key, kind, source"):
+        searcher.search_images(queries, where=parse_filter("year = 1"))
 
 
 def test_views_of_the_same_scene_come_before_others(album: Album, searcher: Searcher) -> None:
@@ -215,8 +242,8 @@ def test_the_query_encoder_gives_the_stored_vectors(album: Album, searcher: Sear
         encoded = encoder.encode(queries)
         assert encoder.warning is None
     for query, found in zip(queries, encoded, strict=True):
-        hits = searcher.opened.search(vector_of(found)[None], 1)
-        assert hits.image_ids[0, 0] == image_identity("photos", query.name)[0]
+        (answer,) = searcher.search_vectors(vector_of(found)[None], 1)
+        assert answer.results[0].image_id == image_identity("photos", query.name)[0]
         np.testing.assert_allclose(np.linalg.norm(vector_of(found)), 1, atol=1e-6)
 
 
@@ -231,11 +258,12 @@ def test_deleted_images_are_not_found_in_the_next_generation(album: Album) -> No
         assert before.image(image_identity("photos", query.name)[0]).key == query.name
 
 
-def test_a_cache_holds_the_listings_as_well(album: Album, tmp_path: Path) -> None:
+def test_a_cache_holds_all_that_answers_say(album: Album, tmp_path: Path) -> None:
+    """Index and row table of each shard: nothing is read from listings."""
     cache = Cache(tmp_path / "cache")
     with open_searcher(album.job.gallery, 1, cache) as opened:
         first = opened.search_images(_queries(album, 2), 5)
-    assert len(list(cache.folder.glob("??/*"))) > 2 * len(opened.opened.tables)
+        assert len(list(cache.folder.glob("??/*"))) == 2 * len(opened.opened.shards)
     with open_searcher(album.job.gallery, 1, cache) as opened:
         assert opened.search_images(_queries(album, 2), 5) == first
 

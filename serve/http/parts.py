@@ -1,0 +1,27 @@
+"""What the routes work with, in one value."""
+
+from dataclasses import dataclass, field
+
+from serve.http.settings import HttpSettings
+from serve.metrics import Metrics
+from serve.service import SearchService
+from serve.thumbnails import Thumbnails
+from serve.uploads import Uploads
+from serve.workers import Workers
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A service, what stands around it, and the threads for what blocks."""
+
+    service: SearchService
+    settings: HttpSettings
+    metrics: Metrics
+    uploads: Uploads
+    thumbnails: Thumbnails
+    upload_threads: Workers = field(default_factory=lambda: Workers("uploads", 4, 32))
+    thumbnail_threads: Workers = field(default_factory=lambda: Workers("thumbnails", 2, 128))
+
+    def close(self) -> None:
+        self.upload_threads.close()
+        self.thumbnail_threads.close()

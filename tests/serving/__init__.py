@@ -1,0 +1,1 @@
+"""Tools that put a running server under load and through faults."""
