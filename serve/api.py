@@ -31,8 +31,8 @@ class SearchOptions(_Body):
     top: int = Field(default=10, ge=1, le=MOST_TOP, description="images to find")
     where: str | dict[str, Any] | None = Field(
         default=None,
-        description='only images whose metadata fit: `year >= 1990 and (city = "Rome" or not private = true)`, '
-        "or the same as a JSON tree; applied inside the search, so that `top` images come back if they exist",
+        description='only images that fit: `year >= 1990 and (city = "Rome" or not private = true)`, '
+        "or as a JSON tree; applied inside the search, so that `top` images come back if they exist",
     )
     rerank: str | None = Field(
         default=None,

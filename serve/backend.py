@@ -130,8 +130,8 @@ class Comparison:
 
     similarity: inner product of the stored vectors. evidence: of each pair step.
     width, height: of the candidate's original, pixels.
-    homography: (3, 3), query to candidate in pixels of the originals, on columns (x, y, 1); None where nothing
-        was fitted.
+    homography: (3, 3), query to candidate in pixels of the originals, on columns (x, y, 1); None where
+        nothing was fitted.
     heat: over the query (h, w) and the candidate (i, j), in [0, 1]; None without a step that tells it.
     """
 

@@ -138,9 +138,9 @@ def _text(shipped: Sequence[Calibration], found: Sequence[tuple[Calibration, str
         f"{FITTED.said}; judged by the other half.\n\n"
         + table(["curve", "score of `maybe`", "of `same`", *columns], curves)
         + "\nThe same curves in galleries built for this page, whose models are fitted anew: first the half "
-        "of the labels that they were not fitted to, then photographs of other kinds, of which there are many "
-        "more of one thing. There the curves err to the safe side: what is called `same` is, and much that "
-        "is the same is called `unlikely`.\n\n" + table(["curve: photographs", *columns], measured)
+        "of the labels that they were not fitted to, then photographs of other kinds, of which there are "
+        "many more of one thing. There the curves err to the safe side: what is called `same` is, and much "
+        "that is the same is called `unlikely`.\n\n" + table(["curve: photographs", *columns], measured)
     )
 
 

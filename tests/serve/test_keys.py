@@ -1,7 +1,6 @@
 """Keys: what opens, what does not, and what a server makes of a file that changes under it."""
 
 import json
-import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -147,7 +146,7 @@ def test_writers_at_once_lose_no_key(path: Path) -> None:
         texts = [text for _, text in pool.map(lambda number: add_key(path, str(number)), range(24))]
     keys = Keys(path)
     assert all(keys.check(text) for text in texts) and len(list_keys(path)) == 24
-    assert sorted(os.listdir(path.parent)) == [f".{path.name}.lock", path.name]
+    assert sorted(each.name for each in path.parent.iterdir()) == [f".{path.name}.lock", path.name]
 
 
 def test_what_cannot_be_a_key_is_refused(path: Path) -> None:

@@ -110,7 +110,11 @@ def test_ray_exports_the_same_families(ray_cluster: None) -> None:
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline, text = time.monotonic() + 60, ""
-    wanted = (r"ray_reseen_requests_total\{[^}]*livez", r"ray_reseen_generation\{", "ray_reseen_stage_seconds_")
+    wanted = (
+        r"ray_reseen_requests_total\{[^}]*livez",
+        r"ray_reseen_generation\{",
+        "ray_reseen_stage_seconds_",
+    )
     while time.monotonic() < deadline and not all(re.search(each, text) for each in wanted):
         time.sleep(0.5)
         text = opener.open(url, timeout=10).read().decode()
