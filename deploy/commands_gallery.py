@@ -23,7 +23,7 @@ from deploy.options import (
     cache_folder,
 )
 from deploy.step_options import Depth, Rerank
-from deploy.terminal import Output, plain, stop_on_sigterm, table
+from deploy.terminal import Output, plain, stop_on_sigterm
 
 if TYPE_CHECKING:
     from deploy.jobs import IngestReport
@@ -246,6 +246,7 @@ def search(
 ) -> None:
     """Find the images of a gallery that show what a photograph shows."""
     from deploy import search_job
+    from deploy.answer_text import answer_text
 
     output = Output(json, quiet)
     answered = search_job.search(
@@ -262,26 +263,13 @@ def search(
         depth,
         where,
     )
-    text = "\n\n".join(_answer_text(answer) for answer in answered["queries"])
+    text = "\n\n".join(answer_text(answer) for answer in answered["queries"])
     output.result(answered, text)
     if all(answer["rejected"] for answer in answered["queries"]):
         from ingest.errors import BadInput
 
         first = answered["queries"][0]
         raise BadInput(f"{first['query']} cannot be used: {first['rejected']['detail']}; give another image")
-
-
-def _answer_text(answer: dict[str, Any]) -> str:
-    if answer["rejected"]:
-        return (
-            f"{answer['query']}: not usable ({answer['rejected']['reason']}: {answer['rejected']['detail']})"
-        )
-    rows = [["rank", "score", "image_id", "uri"]]
-    rows += [
-        [str(found["rank"]), f"{found['score']:.4f}", str(found["image_id"]), found["uri"]]
-        for found in answer["results"]
-    ]
-    return f"{answer['query']}\n{table(rows)}"
 
 
 def evaluate(

@@ -130,7 +130,9 @@ def test_the_commands_of_the_pages_exist_with_their_options() -> None:
         while hasattr(command, "commands") and rest and rest[0] in command.commands:
             command = command.commands[rest.pop(0)]
         assert not hasattr(command, "commands"), f"reseen {' '.join(words)}: no such command"
-        options = {option for parameter in command.params for option in parameter.opts}
+        options = {
+            option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)
+        }
         unknown = [word for word in rest if re.match(r"-[-a-z]", word) and word not in options | {"--help"}]
         assert unknown == [], f"reseen {' '.join(words)}: no such option"
 

@@ -12,11 +12,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.benchmarks import cvnet_bench, encode_bench, ingest_bench, million, search_bench
+from tests.benchmarks import cvnet_bench, encode_bench, ingest_bench, million, search_bench, serve_bench
 from tests.evaluation.page import machine, put_section, versions
 
 ROOT = Path(__file__).parents[2]
-SECTIONS = ("ingest", "encode", "cvnet", "million")
+SECTIONS = ("ingest", "encode", "cvnet", "million", "serve")
 
 
 def main() -> None:
@@ -73,7 +73,17 @@ def _sections(arguments: argparse.Namespace, folder: Path) -> dict[str, Callable
         text += "\n" + search_bench.merged_against_single(opened, single, found.queries)
         return text + "\n" + search_bench.search_bench(opened, found.queries)
 
-    return {"ingest": ingest, "encode": encode, "cvnet": cvnet, "million": descriptors}
+    def serve() -> str:
+        if not (arguments.shared / "data" / "smvs_dvd").exists():
+            print(f"there are no photographs in {arguments.shared}", file=sys.stderr)
+            return "## Serving\n\nNot measured: the photographs of `../shared` were not at hand.\n"
+        found = million.prepare(arguments.shared, arguments.work or folder / "million", arguments.rows)
+        gallery = found.folder / "served"
+        if not gallery.exists():
+            million.product(str(gallery), str(found.vectors), -(-found.rows // million.SHARDS), "inline")
+        return serve_bench.serve_bench(gallery, found.folder / "queries.npy")
+
+    return {"ingest": ingest, "encode": encode, "cvnet": cvnet, "million": descriptors, "serve": serve}
 
 
 def _head() -> str:

@@ -14,11 +14,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deploy.jobs import open_job
-from tests.evaluation import affine, cnn_descriptors, equality, real_descriptors, rerank, smvs
+from tests.evaluation import (
+    affine,
+    calibration,
+    cnn_descriptors,
+    equality,
+    overload,
+    real_descriptors,
+    rerank,
+    served,
+    served_faults,
+    smvs,
+)
 from tests.evaluation.page import machine, put_section, table, versions
 
 ROOT = Path(__file__).parents[2]
-SECTIONS = ("quality", "descriptors", "rerank", "planes", "equality", "recall", "bad-images")
+SECTIONS = (
+    *("quality", "descriptors", "rerank", "planes", "equality", "recall", "bad-images", "calibration"),
+    *("served", "served-faults", "overload"),
+)
 NEEDED = (
     "data/smvs_dvd",
     "data/dvd_extra",
@@ -107,6 +121,22 @@ def _sections(shared: Path, folder: Path) -> dict[str, Section]:
         target = smvs.Target("every malformed file accounted for", done.returncode == 0, "bad_images.md")
         return "## Malformed and hostile images\n\nSee [bad_images.md](bad_images.md).\n", [target]
 
+    def calibrated() -> tuple[str, list[smvs.Target]]:
+        text, targets = calibration.calibrations(shared, folder / "calibration")
+        return "## What scores mean\n\n" + text, targets
+
+    def same_answers() -> tuple[str, list[smvs.Target]]:
+        text, targets = served.equal_answers(shared)
+        return "## The server answers as the command\n\n" + text, targets
+
+    def faults() -> tuple[str, list[smvs.Target]]:
+        text, targets = served_faults.faults(shared)
+        return "## The server under faults\n\n" + text, targets
+
+    def overloaded() -> tuple[str, list[smvs.Target]]:
+        text, targets = overload.overload(shared)
+        return "## The server under overload\n\n" + text, targets
+
     return {
         "quality": quality,
         "descriptors": descriptors,
@@ -115,6 +145,10 @@ def _sections(shared: Path, folder: Path) -> dict[str, Section]:
         "equality": equal,
         "recall": recall,
         "bad-images": hostile,
+        "calibration": calibrated,
+        "served": same_answers,
+        "served-faults": faults,
+        "overload": overloaded,
     }
 
 

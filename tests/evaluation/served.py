@@ -67,7 +67,7 @@ def equal_answers(shared: Path) -> tuple[str, list[Target]]:
 def _embedded(url: str, folder: Path, groups: int) -> Iterator[Client]:
     own = folder / f"embedded-{groups}"
     own.mkdir()
-    with served(url, own, groups=groups) as server, Client(server.url) as client:
+    with served(url, own, "--groups", groups) as server, Client(server.url) as client:
         yield client
 
 
