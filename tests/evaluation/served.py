@@ -52,8 +52,8 @@ def equal_answers(shared: Path) -> tuple[str, list[Target]]:
             files = query_images(shared / "data" / "smvs_dvd", 12 * QUERIES)[::12]
             wanted = [_searched(url, folder, files, asked) for asked in ASKED]
             rows = []
-            for way, client in _ways(url, folder):
-                with client:
+            for way, asked_there in _ways(url, folder):
+                with asked_there as client:
                     different = sum(
                         _differences(client, files, asked, expected)
                         for asked, expected in zip(ASKED, wanted, strict=True)
