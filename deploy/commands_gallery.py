@@ -308,6 +308,10 @@ def evaluate(
     exact: Annotated[
         bool, typer.Option("--exact", help="Rank by the stored vectors themselves, not by the index.")
     ] = False,
+    calibration: Annotated[
+        str | None,
+        typer.Option(metavar="OUT.json", help="Write what scores mean, by these labels, for `reseen serve`."),
+    ] = None,
     generation: GenerationNumber = None,
     engine: Engine = EngineName.inline,
     workers: Workers = None,
@@ -317,6 +321,7 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure how well a generation ranks, by labels taken from the images' names."""
+    from deploy.calibration_job import calibrate_labels, calibration_table, write_calibration
     from deploy.evaluation import evaluate_labels, evaluation_table
     from deploy.jobs import open_job
     from index.cache import Cache
@@ -332,20 +337,25 @@ def evaluate(
     with open_job(gallery, engine.value, workers, output.progress(), compute=compute) as job:
         stop_on_sigterm()
         chosen = read_generation(job.gallery, generation)
-        found = evaluate_labels(
-            job,
-            label_pattern,
-            query_pattern=query_pattern,
-            generation=chosen.number,  # whatever is published meanwhile
-            depth=top,
-            nprobe=nprobe,
-            exact=exact,
-            steps=chosen_steps(chosen.recipe, rerank, depth),
-            junk_pattern=junk_pattern,
-            steps_skip_junk=rerank_skips_junk,
-            cache=Cache(cache_folder(cache)),
-        )
-    output.result(
-        found.to_json() | {"protocol": protocol, "protocol_text": found.protocol},
-        plain(evaluation_table(found)),
-    )
+        options: dict[str, Any] = {
+            "query_pattern": query_pattern,
+            "generation": chosen.number,  # whatever is published meanwhile
+            "depth": top,
+            "nprobe": nprobe,
+            "exact": exact,
+            "steps": chosen_steps(chosen.recipe, rerank, depth),
+            "junk_pattern": junk_pattern,
+            "steps_skip_junk": rerank_skips_junk,
+            "cache": Cache(cache_folder(cache)),
+        }
+        if calibration is None:
+            found, calibrated = evaluate_labels(job, label_pattern, **options), None
+        else:
+            found, calibrated = calibrate_labels(job, label_pattern, **options)
+    value = found.to_json() | {"protocol": protocol, "protocol_text": found.protocol}
+    text = plain(evaluation_table(found))
+    if calibration is not None and calibrated is not None:
+        write_calibration(calibrated, calibration)
+        value["calibration"] = calibrated.model_dump(mode="json")
+        text += "\n\n" + plain(calibration_table(calibrated, calibration))
+    output.result(value, text)

@@ -137,6 +137,8 @@ async def _answer(front: "Front", listener: socket.socket, stopped: asyncio.Even
     """Answers HTTP until stopped; then no more connections, and what was begun to its end."""
     import uvicorn
 
+    from serve.http.protocol import BoundedProtocol
+
     class Server(uvicorn.Server):
         @contextmanager
         def capture_signals(self) -> Iterator[None]:
@@ -152,7 +154,8 @@ async def _answer(front: "Front", listener: socket.socket, stopped: asyncio.Even
     server = Server(
         uvicorn.Config(
             front.app,
-            http="httptools",
+            http=BoundedProtocol,
+            proxy_headers=False,
             lifespan="on",
             log_config=None,
             access_log=False,  # the application writes its own

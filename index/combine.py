@@ -3,7 +3,9 @@
     combined = mean of positives - weight x mean of negatives,    then L2-normalised
 
 Averaging a few views of one thing before the search is average query expansion with images that a person has
-picked, which no wrong answer can spoil.
+picked, which no wrong answer can spoil. Measured on covers and products (`sift-vlad`, `effnet-gem`), with the
+first one or three wrong answers as negatives and what was picked out of the ranking: weights of .1 and .25
+change mAP by 0 to +.017, .5 by -.04 to 0, 1 by -.02 to -.23; a second positive lifts it by .03 to .05.
 """
 
 import numpy as np

@@ -2,6 +2,13 @@
 
 Groups are the connected components of "similarity at or above a threshold", single linkage: a copy of a copy
 belongs to the group even where it is a little too far from the first.
+
+Measured on stored vectors of covers, products and places, by `sift-vlad`, `effnet-patches` and `effnet-gem`:
+a photograph encoded anew (JPEG quality 50), or cropped by 2.5 % on each side, is at a median of .90 or more
+from itself (frames of 160 x 120 pixels by `effnet-gem`: .65 to .8). Of pairs of different photographs of one
+thing 1 in 100 reaches .60 to .92, bursts mostly; where only the exposure changes .97. Different things stay
+below .85. A photograph no larger than the recipe's `longest_side`, halved, is at .4 to .9 only: vectors do
+not tell copies at another scale of description from other photographs.
 """
 
 import numpy as np
@@ -9,10 +16,11 @@ from jaxtyping import Float32, Int64
 
 from ingest.errors import BadInput
 
+THRESHOLD = 0.9  # for all of the recipes above
 _ROUNDING = 1e-6  # of an inner product in float32: equal vectors reach a threshold of 1
 
 
-def groups(vectors: Float32[np.ndarray, "n d"], threshold: float) -> Int64[np.ndarray, " n"]:
+def groups(vectors: Float32[np.ndarray, "n d"], threshold: float = THRESHOLD) -> Int64[np.ndarray, " n"]:
     """For each row the first row of its group; a row that repeats no other is its own.
 
     Rows in the order of their rank: the first of a group is then the best. An image without features (a row

@@ -73,5 +73,6 @@ def open_front(gallery: Gallery, backend: Backend, metrics: Metrics, settings: D
     store = None if settings.uploads is None else Store(settings.uploads)
     uploads = Uploads(store, settings.uploads_bytes, settings.uploads_s, metrics)
     thumbnails = Thumbnails(gallery)
-    app = create_app(service, settings.http, metrics, keys, uploads, thumbnails, secrets=store_secrets())
+    secrets = store_secrets(gallery.store.options)
+    app = create_app(service, settings.http, metrics, keys, uploads, thumbnails, secrets=secrets)
     return Front(service, app, thumbnails)

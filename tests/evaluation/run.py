@@ -23,6 +23,7 @@ from tests.evaluation import (
     real_descriptors,
     rerank,
     served,
+    served_bad_images,
     served_faults,
     smvs,
 )
@@ -31,7 +32,7 @@ from tests.evaluation.page import machine, put_section, table, versions
 ROOT = Path(__file__).parents[2]
 SECTIONS = (
     *("quality", "descriptors", "rerank", "planes", "equality", "recall", "bad-images", "calibration"),
-    *("served", "served-faults", "overload"),
+    *("served", "served-faults", "overload", "served-bad-images"),
 )
 NEEDED = (
     "data/smvs_dvd",
@@ -137,6 +138,10 @@ def _sections(shared: Path, folder: Path) -> dict[str, Section]:
         text, targets = overload.overload(shared)
         return "## The server under overload\n\n" + text, targets
 
+    def uploaded() -> tuple[str, list[smvs.Target]]:
+        text, targets = served_bad_images.served_bad_images(shared)
+        return "## Malformed and hostile uploads\n\n" + text, targets
+
     return {
         "quality": quality,
         "descriptors": descriptors,
@@ -149,6 +154,7 @@ def _sections(shared: Path, folder: Path) -> dict[str, Section]:
         "served": same_answers,
         "served-faults": faults,
         "overload": overloaded,
+        "served-bad-images": uploaded,
     }
 
 

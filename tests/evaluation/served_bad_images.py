@@ -1,4 +1,4 @@
-"""Malformed and hostile files against a real server, for docs/evaluation.md: what each is answered, at what cost.
+"""Malformed and hostile files against a real server, for docs/evaluation.md: what each gets, and its cost.
 
 Every file goes the three ways that a file has into a server: searched with, kept as an upload, and (if it was
 kept) shown as a thumbnail. The server is watched from outside, with its decoding processes.
@@ -32,7 +32,7 @@ _DEFAULTS = {"decode": {}, "describe": {"local": {"kind": "sift"}}}  # of decodi
 class Answer:
     """What one file got on one way.
 
-    reason: of a rejected image. cpu_seconds: of the server and its children. peak_mib: the sum of their peaks.
+    reason: of a rejected image. cpu_seconds, peak_mib: of the server and its children, summed.
     """
 
     way: str
@@ -163,7 +163,7 @@ def _text(answers: list[Answer], before: float, after: float) -> str:
         f"{files:,} files, each sent to a server in a process of its own: as the image of a search, as an "
         "upload, and, if it was kept, shown as a thumbnail. CPU time and memory are of the server and its "
         f"decoding processes together. Before the first file they held {before:.0f} MiB, after the last "
-        f"{after:.0f} MiB (models loaded, thumbnails kept, three decoding processes).\n\n"
+        f"{after:.0f} MiB (models loaded, thumbnails kept, decoding processes started).\n\n"
         + table(["answer", "files"], rows)
         + "\nMost CPU time:\n\n"
         + _worst(worst_cpu)

@@ -1,7 +1,5 @@
 """A real server over the embedded backend, in a thread: for tests that want all of it behind one URL."""
 
-import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -59,9 +57,20 @@ class _Starting:
             await self._app(scope, receive, send)
 
     async def _live(self, scope: Any, receive: Any, send: Any) -> None:
+        last: list[Any] = []
+
+        async def hold(message: Any) -> None:
+            """The server ends its event loop as soon as it hears that all is closed: so not before it is."""
+            if message["type"] == "lifespan.shutdown.complete":
+                last.append(message)
+            else:
+                await send(message)
+
         async with self._opened() as app:
             self._app = app
-            await app(scope, receive, send)
+            await app(scope, receive, hold)
+        for message in last:
+            await send(message)
 
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[FastAPI]:
@@ -75,5 +84,3 @@ class _Starting:
             with Thumbnails(gallery) as thumbnails:
                 uploads = Uploads(Store(str(folder / "uploads")), metrics=metrics)
                 yield create_app(service, http, metrics, keys, uploads, thumbnails)
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.sleep(0)
