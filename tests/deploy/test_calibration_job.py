@@ -1,14 +1,17 @@
 """Calibrating by an evaluation: its pairs are a search's answers, and halves never share a label."""
 
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from deploy.calibration_job import LabelledPairs, calibrate_labels, calibration_table, write_calibration
+from deploy.cli import app
 from deploy.evaluation import evaluate_labels
 from index.calibration import find_calibration, load_calibrations
 from index.expansion import ExpansionSettings
@@ -141,3 +144,25 @@ def test_the_file_is_what_serving_reads_and_the_table_tells_it(tmp_path: Path) -
         assert [label, f"{count.pairs:,}", f"{count.same:,}", share] in told
     with pytest.raises(BadInput, match="cannot write"):
         write_calibration(calibration, str(tmp_path / "nowhere" / "things.json"))
+
+
+def test_the_command_writes_the_file_and_says_what_is_in_it(scenes: Job, tmp_path: Path) -> None:
+    path = tmp_path / "scenes.json"
+    asked = [
+        "evaluate",
+        "-g",
+        scenes.gallery.store.url,
+        "--label-pattern",
+        LABELS,
+        "--calibration",
+        str(path),
+    ]
+    told = CliRunner().invoke(app, [*asked, "--rerank", "geometry", "--json"])
+    assert told.exit_code == 0, told.output
+    calibration = load_calibrations([path])[-1]
+    assert json.loads(told.stdout)["calibration"] == json.loads(path.read_text())
+    assert find_calibration([calibration], scene_recipe(), (GeometrySettings(),)) == calibration
+    assert find_calibration([calibration], scene_recipe(), ()) is None
+    refused = CliRunner().invoke(app, [*asked, "--exact"])
+    assert refused.exit_code == 2
+    assert "without --exact" in refused.stderr
