@@ -20,7 +20,7 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable
 Visit = Callable[..., Visitor]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser(request: pytest.FixtureRequest) -> Iterator[Browser]:
     found = next((path for path in map(shutil.which, _NAMES) if path), None)
     if found is None:
@@ -35,12 +35,12 @@ def browser(request: pytest.FixtureRequest) -> Iterator[Browser]:
         launched.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def town(tmp_path_factory: pytest.TempPathFactory) -> Gallery:
     return make_town(tmp_path_factory.mktemp("town")).gallery
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def running(town: Gallery, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TownServer]:
     calibrations = [town_calibration(town)]
     with serving(town, tmp_path_factory.mktemp("served") / "open", calibrations) as server:
@@ -54,7 +54,7 @@ def server(running: TownServer) -> Iterator[TownServer]:
     running.switches.reset()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def locked(town: Gallery, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TownServer, str]]:
     """A server that asks for a key, and whose scores are not calibrated; and the key."""
     folder = tmp_path_factory.mktemp("locked")
@@ -63,7 +63,7 @@ def locked(town: Gallery, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield server, key
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def shots(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where screenshots go: the option --screenshots, or nowhere that lasts."""
     chosen: Path | None = request.config.getoption("--screenshots")
