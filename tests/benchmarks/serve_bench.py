@@ -31,7 +31,7 @@ from tests.serving.running_load import running_load
 TOP = 10
 CLIENTS = (1, 4, 16)
 TURNS = 2
-SECONDS = 8.0
+SECONDS = 6.0
 EMBEDDED_MS, RAY_MS = 2.0, 8.0  # aims: of embedded over the bare call, of Ray over embedded
 
 
