@@ -198,7 +198,8 @@ def visiting(
     page.on("request", visitor.note)
     try:
         yield visitor
-        assert visitor.complaints() == []
+        found = visitor.complaints()
+        assert not found, f"the browser complained: {found}"
     finally:
         page.unroute_all(behavior="ignoreErrors")
         page.close() if context else own.close()
