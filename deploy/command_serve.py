@@ -115,6 +115,11 @@ def serve(
         raise BadInput("serve needs --gallery: a folder or URL")
     if roll and not ray:
         raise BadInput("--roll is for servers on Ray: add --ray")
+    if roll and uploads is None:
+        raise BadInput(
+            "--roll needs --uploads as the server has it: a folder or URL, or none (a server that started "
+            "its Ray itself keeps them in `uploads` of the cache folder unless told otherwise)"
+        )
     check_door(host, keys)
     folder = cache_folder(cache)
     door = _door(keys, uploads, calibration or [], folder, on_cluster=ray and "RAY_ADDRESS" in os.environ)

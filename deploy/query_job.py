@@ -42,7 +42,8 @@ def query(
         output.warn(f"{url} is not https: whoever is on the way can read the API key")
     with (
         output.working("asking the server"),
-        Client(url, key, timeout_s=timeout_s, from_environment=True) as client,
+        # What stays on this machine goes through no proxy, which would see the key.
+        Client(url, key, timeout_s=timeout_s, from_environment=not _stays_here(url)) as client,
     ):
         answers = [_ask(client, image, request) for image in images]
     _warn(answers, output)
@@ -155,10 +156,12 @@ def api_key(file: Path | None) -> str | None:
 
 def stays_private(url: str) -> bool:
     """Whether nobody else sees what goes to a URL: it is encrypted, or stays on this machine."""
-    parts = urlsplit(url)
-    if parts.scheme != "http":
-        return True
-    host = parts.hostname or ""
+    return urlsplit(url).scheme != "http" or _stays_here(url)
+
+
+def _stays_here(url: str) -> bool:
+    """Whether a URL leads to this machine by a loopback name."""
+    host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from deploy.terminal import Output
     from serve.front import DoorSettings, Front
 
-_GRACE_S = 30  # for requests that are under way at the end; their own deadlines are shorter
+_GRACE_S = 30  # for requests that are under way at the end; few have a longer deadline
 
 
 def check_door(host: str, keys: Path | None) -> None:
@@ -155,6 +155,7 @@ async def _answer(front: "Front", listener: socket.socket, stopped: asyncio.Even
         uvicorn.Config(
             front.app,
             http=BoundedProtocol,
+            ws="none",  # an upgraded connection would be out of its bounds
             proxy_headers=False,
             lifespan="on",
             log_config=None,

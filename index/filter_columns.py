@@ -111,8 +111,15 @@ def _texts(column: pa.ChunkedArray, op: str, value: str) -> Bool[np.ndarray, " n
 def _bytes(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """A column's texts as bytes: keys are stored so, for names of files need not be UTF-8."""
     if pa.types.is_boolean(column.type) or kind_of(column.type) in ("integer", "number"):
-        column = column.cast(pa.large_string())
+        column = as_text(column)
     return column.cast(pa.large_binary())
+
+
+def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column's values as texts; NaN, which counts as absent, is none."""
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+    return column.cast(pa.large_string())
 
 
 def _integer_bound(op: str, value: int | float) -> tuple[str, int] | bool:

@@ -184,8 +184,8 @@ def _check_size(tree: Any) -> None:
         comparisons += 1
         if comparisons > MOST_COMPARISONS:
             raise BadInput(f"the filter has more than {MOST_COMPARISONS} parts: use `in`, or fewer")
-        for word in ("and", "or", "not"):
-            inner = node.get(word)
+        for word in {"and", "or", "not"} & node.keys():
+            inner = node[word]
             waiting += [(each, depth + 1) for each in (inner if isinstance(inner, list | tuple) else [inner])]
 
 

@@ -5,6 +5,8 @@ Writing `generations/<number>.json`, create-only, is the commit: everything that
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -210,7 +212,8 @@ _DECIDING = (
 )
 
 
-def library_versions() -> dict[str, str]:
+@cache
+def library_versions() -> Mapping[str, str]:
     """The versions of the libraries that decide results, for query and gallery to be compared."""
     from importlib.metadata import PackageNotFoundError, version
 
@@ -220,4 +223,4 @@ def library_versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return MappingProxyType(found)

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from index.encodings import read_encodings
+from index.filter_columns import as_text
 from index.quantizer import Quantizer, serialise
 from ingest.catalogue import METADATA_PREFIX, PartRef, read_part
 from ingest.errors import Corrupt, NotFound
@@ -193,7 +194,7 @@ def united_rows(tables: Sequence[pa.Table]) -> pa.Table:
     for table in tables:
         for place, column in enumerate(table.schema):
             if column.name in mixed:
-                table = table.set_column(place, column.name, table[column.name].cast(pa.large_string()))
+                table = table.set_column(place, column.name, as_text(table[column.name]))
         alike.append(table)
     return pa.concat_tables(alike, promote_options="permissive")
 

@@ -1,13 +1,12 @@
 """The stored vectors of single images, by place."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
-from threading import Lock
 
 import numpy as np
 from jaxtyping import Float32
 
 from index.encodings import read_encodings
+from index.kept import Kept
 from ingest.feature_reader import Place
 from ingest.gallery import Gallery
 
@@ -19,8 +18,7 @@ class StoredVectors:
 
     def __init__(self, gallery: Gallery, encodings: str) -> None:
         self._gallery, self._encodings = gallery, encodings
-        self._kept: OrderedDict[str, tuple[np.ndarray, np.ndarray]] = OrderedDict()
-        self._lock = Lock()
+        self._kept: Kept[tuple[np.ndarray, np.ndarray]] = Kept(_PARTS_KEPT)
 
     def read(self, places: Sequence[Place]) -> Float32[np.ndarray, "n d"]:
         """The vectors of some places, in their order."""
@@ -31,11 +29,10 @@ class StoredVectors:
         return np.stack(rows)
 
     def _part(self, part: str) -> tuple[np.ndarray, np.ndarray]:
-        with self._lock:
-            if part not in self._kept:
-                numbers, _, vectors = read_encodings(self._gallery, self._encodings, part)
-                self._kept[part] = numbers, vectors
-                if len(self._kept) > _PARTS_KEPT:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(part)
-            return self._kept[part]
+        """Rows of a part, and their vectors."""
+
+        def read() -> tuple[np.ndarray, np.ndarray]:
+            rows, _, vectors = read_encodings(self._gallery, self._encodings, part)
+            return rows, vectors
+
+        return self._kept.get(part, read)

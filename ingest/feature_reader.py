@@ -16,7 +16,7 @@ from ingest.compute import Compute
 from ingest.decode import Decoded
 from ingest.decoder import Decoder
 from ingest.describe import ImageDescriber
-from ingest.errors import NotFound
+from ingest.errors import NotFound, Unavailable
 from ingest.features import FeatureSettings, FeatureTable
 from ingest.gallery import Gallery
 from ingest.image_features import Arrays, ImageFeatures
@@ -126,6 +126,7 @@ class _Computer:
         self._left = cache_bytes
         self._lock = Lock()
         self._decoder: Decoder | None = None
+        self._closed = False
         self._describers: dict[frozenset[str], ImageDescriber] = {}
 
     def added(
@@ -170,6 +171,8 @@ class _Computer:
             return Rejected(Outcome.MISSING, "it was listed, and is gone")
         if sha256(data) != checksum:
             return Rejected(Outcome.CHANGED, "it is not the file that was described any more")
+        if self._closed:  # or its new decoding process would be nobody's to end
+            raise Unavailable("this reader was closed meanwhile; ask again")
         if self._decoder is None:
             self._decoder = Decoder(self._settings.decode)
         return self._decoder.decode(data)
@@ -183,6 +186,7 @@ class _Computer:
 
     def close(self) -> None:
         with self._lock:
+            self._closed = True
             if self._decoder is not None:
                 self._decoder.close()
                 self._decoder = None

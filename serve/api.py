@@ -7,7 +7,7 @@ of the top-left pixel (0, 0).
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
 
 MOST_TOP = 1_000
 MOST_QUERIES = 16
@@ -74,7 +74,7 @@ class SearchRequest(SearchOptions):
         default=[], max_length=MOST_QUERIES, description="images posted to /v1/uploads"
     )
     image_ids: list[ImageId] = Field(default=[], max_length=MOST_QUERIES, description="images of the gallery")
-    vectors: list[list[float]] = Field(
+    vectors: list[Annotated[list[float], FailFast()]] = Field(
         default=[], max_length=MOST_QUERIES, description="of the index's dimension"
     )
     unlike_ids: list[ImageId] = Field(

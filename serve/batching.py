@@ -45,7 +45,11 @@ class Lane:
         return entry.reply
 
     def close(self) -> None:
-        """Ends whatever is under way."""
+        """Ends whatever is under way, and what waits."""
+        for pending in self._pending.values():
+            for entry in pending:
+                entry.reply.cancel()
+        self._pending.clear()
         for task in self._running:
             task.cancel()
 

@@ -59,6 +59,8 @@ class FanOut:
             scan = Scan(ask.vector, ask.k, lists, ask.where, ask.detail)
             found = await self._round(course, scan, deadline)
             if found:
+                for group in course.missing & latest.keys():  # no results of shards that are said to miss
+                    del latest[group]
                 latest.update(found)
                 with course.stage("merge"):
                     merged = merge_scanned(list(latest.values()), ask.k)

@@ -7,7 +7,7 @@ one that is served and its successor; what both hold is in memory once (`index.g
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import Lock
 
 import numpy as np
@@ -36,7 +36,7 @@ class _Loaded:
     group: ShardGroup
     seconds: float
     order: int
-    used: float | None = field(default=None)
+    used: float | None = None
 
 
 class GroupServer:

@@ -59,12 +59,13 @@ class Asker:
                 order[0].in_flight -= 1
         absent = Absent(False, f"no replica of group {self.peers.group} answers")
         tries: dict[asyncio.Task[T], Peer] = {}
-        hedging = True
+        hedging, since = True, self._clock()
         try:
             while order or tries:
                 if not tries:
                     self._try(tries, order.popleft(), call)
-                wait = self.peers.hedge_s if order and hedging else None
+                patience = self.peers.hedge_s if hedging else self._settings.hedge_most_s
+                wait = patience if order else None
                 done, _ = await asyncio.wait(tries, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     peer, failure = tries.pop(task), task.exception()
@@ -72,17 +73,29 @@ class Asker:
                         return task.result()
                     absent = self._absent(absent, peer, failure)
                 if not done:
-                    hedging = self._hedge(tries, order, call)
+                    hedging = self._hedge(tries, order, call, since, hedging)
+                    since = self._clock()
             return absent
         finally:
             for task in tries:
                 task.cancel()
 
-    def _hedge(self, tries: dict[asyncio.Task[T], Peer], order: deque[Peer], call: Call[T]) -> bool:
-        """Asks one more replica if a hedge is left; those that were waited for are no first choice now."""
+    def _hedge(
+        self,
+        tries: dict[asyncio.Task[T], Peer],
+        order: deque[Peer],
+        call: Call[T],
+        since: float,
+        hedging: bool,
+    ) -> bool:
+        """Asks one more replica if a hedge is left; those that were waited for are no first choice now.
+
+        Where none was left, only replicas are given up that were silent since: a slow one answers something.
+        """
+        silent = all(peer.answered_at < since for peer in tries.values())
         for peer in tries.values():
             self.peers.failed(peer)
-        hedged = self.peers.may_hedge()
+        hedged = self.peers.may_hedge() if hedging else silent
         if hedged:
             self._try(tries, order.popleft(), call)
         return hedged

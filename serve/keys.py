@@ -234,15 +234,23 @@ def _change(path: Path, change: Callable[[tuple[Key, ...]], tuple[Key, ...]]) ->
 
 
 def _write(path: Path, content: _KeyFile) -> None:
-    mode = stat.S_IMODE(path.stat().st_mode) & 0o600 if path.exists() else 0o600
+    """Owner, group and what the group may read stay: a server of another user must go on reading it."""
+    before = path.stat() if path.exists() else None
+    mode = 0o600 if before is None else stat.S_IMODE(before.st_mode) & 0o640
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(json.dumps(content.model_dump(mode="json"), indent=1) + "\n")
             file.flush()
+            if before is not None:
+                os.fchown(file.fileno(), before.st_uid, before.st_gid)
+            os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         temporary.replace(path)
+    except PermissionError as error:
+        temporary.unlink(missing_ok=True)
+        raise BadInput(f"{path} is another user's ({error.strerror}): change keys as that user") from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

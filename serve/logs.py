@@ -26,7 +26,7 @@ _LOOKS_SECRET = (
     re.compile(r"(?<=://)(?:[^\s/:@'\"]*:[^\s@'\"]+|[^\s/@'\"]+)(?=@)"),  # user and password of a URL
     re.compile(r"(?<=\?)[^\s'\"<>]*=[^\s'\"<>]*"),  # query strings, signed ones above all
     re.compile(r"(?i)(?<=bearer )[^\s,;'\"]+"),
-    re.compile(rf"(?i)(?P<name>[\w-]*{_SECRET_NAMES}[\w-]*['\"]?\s*[=:]\s*)['\"]?[^\s,;'\"&)}}]+"),
+    re.compile(rf"(?i)(?<![\w-])(?P<name>[\w-]*{_SECRET_NAMES}[\w-]*['\"]?\s*[=:]\s*)['\"]?[^\s,;'\"&)}}]+"),
 )
 _SUSPECT = re.compile(r"[=:@]|reseen_|(?i:bearer)")  # what all of these have: most texts have nothing of it
 _NAMED_SECRET = re.compile(rf"(?i){_SECRET_NAMES}|^key$")

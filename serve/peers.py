@@ -46,9 +46,13 @@ class Peer:
         """It failed a moment ago: others are asked first."""
         return self._clock() < self._paused_until
 
-    def answered(self) -> None:
+    def seen(self) -> None:
+        """It answered a look: it is there; whether it is quick is another matter."""
         self.answered_at = self._clock()
         self.down = False
+
+    def answered(self) -> None:
+        self.seen()
         self._paused_until = float("-inf")
         self._pause_s = self._settings.pause_first_s
 

@@ -20,7 +20,7 @@ from serve.backend import Encoder, Reranker
 from serve.course import Course
 from serve.fanout import FanOut
 from serve.query import ImageQuery
-from serve.refusals import ImageRejected, PartialRefused
+from serve.refusals import DeadlineExceeded, ImageRejected, PartialRefused
 from serve.together import together
 
 _WEAK = "{} has only {} local features: what matches it may do so by chance; use a larger or sharper image"
@@ -111,6 +111,7 @@ class Resolver:
         Raises:
             NotFound: the generation has no such image.
             PartialRefused: it may be in a shard that does not answer.
+            DeadlineExceeded: nor did it in time.
         """
         if not ids:
             return {}
@@ -119,6 +120,10 @@ class Resolver:
         course.check_gone()
         for image in ids:
             if image not in found:
+                if course.late:
+                    raise DeadlineExceeded(
+                        f"image {image} was not found before the deadline: allow more time (timeout_ms)"
+                    )
                 if course.missing:
                     raise PartialRefused(course.coverage, course.missing_shards)
                 raise NotFound(f"generation {course.view.number} has no image {image}")

@@ -26,7 +26,7 @@ import numpy as np
 from index.group import Row
 from index.rerank import Hit
 from index.steps import PairSettings, Query, StepSettings
-from ingest.errors import ReseenError, Unavailable
+from ingest.errors import Unavailable
 from ingest.feature_reader import Place
 from ingest.outcomes import Rejected
 from serve.backend import Backend, Comparison, Encoded, GroupState
@@ -58,8 +58,9 @@ class _Remote:
         except asyncio.CancelledError:
             if response is not None:
                 response.cancel()
-            raise
-        except ReseenError:
+            task = asyncio.current_task()
+            if task is not None and not task.cancelling():  # Ray or gRPC gave it up, not our caller
+                raise Unavailable(f"{self.name} dropped the call") from None
             raise
         except Exception as error:  # Ray has many, and gRPC its own
             text = " ".join(str(error).split())[:300]

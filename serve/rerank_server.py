@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Float32
 
 from index.cvnet_step import CvnetStep
-from index.expansion import ExpansionSettings, expand_query
+from index.expansion import ExpansionSettings
 from index.generation import Generation
-from index.rerank import Hit, look_again
+from index.rerank import Hit, expanded, look_again
 from index.steps import Evidence, PairSettings, PairStep, Query, StepSettings, open_pair_step
 from index.stored_vectors import StoredVectors
 from ingest.catalogue import read_catalogue
@@ -61,12 +61,8 @@ class RerankServer:
         """The query mixed with its nearest results; as it is where there are none."""
         if not isinstance(settings, ExpansionSettings):
             raise BadInput(f"step {settings.kind} does not expand a query")
-        first = hits[: settings.neighbours]
-        if not first:
-            return query
-        neighbours = self.vectors(generation, [hit.place for hit in first])
-        scores = np.array([hit.similarity for hit in first], np.float32)
-        return Query(expand_query(query.vector, neighbours, scores, settings), query.features)
+        vector = expanded(query.vector, hits, settings, lambda places: self.vectors(generation, places))
+        return Query(vector, query.features)
 
     def stored(self, generation: int, place: Place, labels: Collection[str]) -> Query | Rejected:
         """An image of the gallery as a query, by what is stored of it.
@@ -158,14 +154,17 @@ class _Opened(Generic[T]):
         self._lock = Lock()
 
     def get(self, key: object, opened: Callable[[], T]) -> T:
+        left: list[T] = []
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = opened()
             self._kept.move_to_end(key)
             found = self._kept[key]
             while len(self._kept) > self._most:
-                self._closed(self._kept.popitem(last=False)[1])
-            return found
+                left.append(self._kept.popitem(last=False)[1])
+        for each in left:  # closing waits for what it is in the middle of
+            self._closed(each)
+        return found
 
     def close(self) -> None:
         with self._lock:

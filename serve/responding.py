@@ -1,5 +1,6 @@
 """Hits become the results of an answer: rows, verdicts, near-duplicates, thumbnails' addresses."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +12,13 @@ from index.group import Row
 from index.near_duplicates import groups
 from index.rerank import Hit
 from index.steps import Evidence
-from ingest.errors import Unavailable
+from ingest.errors import Corrupt, NotFound, Unavailable
 from serve.answers import printable, result_fields, step_fields
 from serve.api import FoundImage, StepEvidence, Verdict
 from serve.backend import Reranker
 from serve.course import Course
 from serve.fanout import FanOut
+from serve.refusals import Overloaded
 from serve.view import View
 
 _POINT_DECIMALS = 2
@@ -94,8 +96,9 @@ async def fold(
         return
     try:
         with course.stage("read"):
-            vectors = await reranker.vectors(course.view.number, [hit.place for hit in hits])
-    except (Unavailable, TimeoutError):
+            async with asyncio.timeout_at(course.deadline.at):
+                vectors = await reranker.vectors(course.view.number, [hit.place for hit in hits])
+    except (Unavailable, TimeoutError, Overloaded, NotFound, Corrupt):
         course.warn("near-duplicates are not marked: the store did not answer")
         return
     for at, first in enumerate(groups(vectors, threshold).tolist()):

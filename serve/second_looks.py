@@ -87,7 +87,7 @@ class SecondLooks:
             except (Unavailable, TimeoutError, Overloaded, NotFound, Corrupt) as error:
                 if isinstance(error, NotFound) and course.newer():
                     raise GenerationGone from error
-                _LOG.info("step %s is left out: %s", settings.kind, error or "no time was left")
+                _LOG.info("step %s is left out: %s", settings.kind, str(error) or "no time was left")
                 course.missing = before  # the hits are those from before the step
                 course.skipped.append(settings.kind)
                 course.metrics.count("skipped_steps", step=settings.kind)

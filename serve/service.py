@@ -119,10 +119,11 @@ class SearchService:
         if reading.generation.recipe.features is None:
             return
         try:
-            async with asyncio.timeout(self.settings.load_timeout_s):
+            async with asyncio.timeout(self.settings.settle_s):  # it goes on after that
                 await self._encoder.warm(reading.number)
         except (Unavailable, TimeoutError) as error:
-            _LOG.warning("the encoder is not ready for generation %d: %s", reading.number, error)
+            why = str(error) or "it takes long"
+            _LOG.warning("the encoder is not ready for generation %d: %s", reading.number, why)
 
     async def close(self) -> None:
         """Ends all work; requests under way are cancelled with their tasks by whoever runs them."""

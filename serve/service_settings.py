@@ -1,4 +1,5 @@
-"""What a service may spend and how patient it is. None of it changes an answer that is complete."""
+"""What a service may spend and how patient it is. But for the last two, none of it changes
+an answer that is complete."""
 
 from pydantic import BaseModel, ConfigDict, Field
 

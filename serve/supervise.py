@@ -62,14 +62,14 @@ class Supervisor:
             # One that is loading, or that answered something meanwhile, is only busy.
             silent = isinstance(error, TimeoutError) and (peer.answered_at > since or self._loader.busy(peer))
             if not silent and not peer.down:
-                _LOG.warning("replica %s is down: %s", peer.name, error or "it does not answer")
+                _LOG.warning("replica %s is down: %s", peer.name, str(error) or "it does not answer")
                 peer.down = True
             return
         if peer.down:
             _LOG.info("replica %s is back", peer.name)
         if not self._loader.busy(peer):
             peer.states = {state.generation: state for state in states}
-        peer.answered()
+        peer.seen()
         self._restore(peer)
 
     def _restore(self, peer: Peer) -> None:

@@ -66,7 +66,7 @@ def create_app(
     app.include_router(page_routes(page))
     app.openapi = document(app, keys is not None)  # type: ignore[method-assign]
     # Added last is outermost.
-    app.add_middleware(Gate, settings=settings, doorkeeper=Doorkeeper(settings, keys))
+    app.add_middleware(Gate, settings=settings, doorkeeper=Doorkeeper(settings, keys), redact=redact)
     if settings.origins:
         app.add_middleware(
             CORSMiddleware,

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.http.problems import Refused, overloaded
+from serve.http.problems import Refused, overloaded, too_large
 
 _CLOSE = {"Connection": "close"}
 _SECONDS_TO_STOP = 10.0
@@ -57,7 +57,7 @@ class BodyReader:
     async def _body(self, counted: "_Counted", headers: Headers, receive: Receive, limit: int) -> bytes:
         stated = headers.get("content-length", "")
         if stated.isdecimal() and int(stated) > limit:
-            raise await self._drained(_too_large(limit), headers, receive, limit)
+            raise await self._drained(too_large("the body is", limit), headers, receive, limit)
         chunks: list[bytes] = []
         more = True
         while more:
@@ -67,7 +67,7 @@ class BodyReader:
                 raise await self._drained(busy, headers, receive, limit, more)
             counted.add(len(chunk))
             if counted.bytes > limit:
-                raise await self._drained(_too_large(limit), headers, receive, limit, more)
+                raise await self._drained(too_large("the body is", limit), headers, receive, limit, more)
             chunks.append(chunk)
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
@@ -107,10 +107,6 @@ class _Counted:
     def add(self, count: int) -> None:
         self.bytes += count
         self._reader._hold(count)
-
-
-def _too_large(limit: int) -> Refused:
-    return Refused("too-large", f"the body is over {limit} bytes", {"limit_bytes": limit})
 
 
 async def _next(receive: Receive) -> tuple[bytes, bool]:

@@ -106,14 +106,22 @@ def _complete(headers: MutableHeaders, request_id: str) -> None:
 class Gate:
     """Finds the door of a request, asks the doorkeeper, reads the body, and attends the application."""
 
-    def __init__(self, app: ASGIApp, settings: HttpSettings, doorkeeper: Doorkeeper) -> None:
-        self._app, self._settings, self._doorkeeper = app, settings, doorkeeper
+    def __init__(
+        self, app: ASGIApp, settings: HttpSettings, doorkeeper: Doorkeeper, redact: Redactor
+    ) -> None:
+        self._app, self._settings, self._doorkeeper, self._redact = app, settings, doorkeeper, redact
         self._bodies = BodyReader(settings.max_bodies_bytes, settings.body_timeout_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        try:
+            await self._pass(scope, receive, send)
+        except Refused as refused:  # answered here, within CORS: allowed pages are to read it
+            await answer_with_problem(refused, self._redact)(scope, receive, send)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers, door = Headers(scope=scope), door_of(path_of(scope))
         limit = body_limit(door or _NOWHERE, self._settings)
         try:

@@ -28,6 +28,7 @@ MEDIA_TYPE = "application/problem+json"
 _STORE_RETRY_S = 5
 _LONGEST_DETAIL = 2_000
 _MOST_FIELDS = 10
+_MOST_ERRORS = 1_000
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,9 @@ def _of_status(error: HTTPException) -> Refused:
 
 def invalid(error: ValidationError | RequestValidationError) -> Refused:
     """The fields that are wrong, and why; never what they were, which may be megabytes, or a secret."""
+    if isinstance(error, ValidationError) and (count := error.error_count()) > _MOST_ERRORS:
+        # To list so many takes seconds, and a gigabyte.
+        return Refused("invalid", f"{count} fields are wrong: /openapi.json says what may stand there")
     found = (
         error.errors()
         if isinstance(error, RequestValidationError)
@@ -153,6 +157,11 @@ def _named(place: tuple[int | str, ...]) -> str:
     """A field's path; names that the caller made up are cut short."""
     parts = [str(part)[:40] for part in place if part not in ("body", "query", "path")]
     return ".".join(parts[:6]) or "the request"
+
+
+def too_large(what: str, limit: int) -> Refused:
+    """413, with the limit. `what` is the beginning of a sentence, verb included."""
+    return Refused("too-large", f"{what} over {limit} bytes", {"limit_bytes": limit})
 
 
 def overloaded(retry_after_s: float, detail: str) -> Refused:

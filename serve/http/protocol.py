@@ -1,7 +1,8 @@
-"""uvicorn's HTTP connection with bounds on what comes before a body, which uvicorn itself leaves open.
+"""uvicorn's HTTP connection with bounds on what stands around a body, which uvicorn itself leaves open.
 
 Give it to uvicorn as `http=BoundedProtocol`. Whoever sends headers without end, or one byte a minute, loses
-the connection; bodies have bounds of their own (`serve.http.bodies`).
+the connection; bodies have bounds of their own (`serve.http.bodies`). Trailers of a chunked body are nobody's
+headers: a proxy before us may not have looked at them.
 """
 
 import secrets
@@ -26,8 +27,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        self._reading_headers = False
-        self._read = 0
+        self._reading_headers = self._in_body = False
+        self._read = 0  # since the headers began, or since the last of a body
         self._refused = False
         self._late: TimerHandle | None = None
 
@@ -52,10 +53,25 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._reading_headers and self._read > self.header_bytes and not self.transport.is_closing():
             detail = f"the request line and the headers are over {self.header_bytes} bytes"
             self._refuse(Refused("headers-too-large", detail))
+        if self._in_body and self._read > self.header_bytes:  # trailers, or the sizes of chunks, without end
+            self._close()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_body:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._headers_are_here()
+        self._in_body = True
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._read = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._in_body = False
+        super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """What uvicorn calls where the bytes are no HTTP."""

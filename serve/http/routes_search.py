@@ -12,7 +12,7 @@ from serve.http.forms import read_form
 from serve.http.messages import json_response, media_type, need_json, read_json
 from serve.http.openapi import COMPARE_BODY, SEARCH_BODY, SEARCH_FORM, problems
 from serve.http.parts import Parts
-from serve.http.problems import Refused
+from serve.http.problems import Refused, too_large
 from serve.http.queries import DuplicatesQuery, IdInPath, SimilarQuery, number_of
 from serve.logs import note_generation, request_id
 from serve.query import ImageQuery
@@ -121,10 +121,14 @@ async def _search(parts: Parts, wanted: SearchRequest, sent: Sequence[ImageQuery
 
 
 async def _uploaded(parts: Parts, digests: Sequence[str], box: Box | None) -> list[ImageQuery]:
-    begun = time.perf_counter()
+    """The images that digests name, together no more than a form may bring."""
+    begun, total = time.perf_counter(), 0
     found = []
     for digest in digests:
         data = await parts.upload_threads.run(parts.uploads.read, digest)
+        total += len(data)
+        if total > parts.settings.max_multipart_bytes:
+            raise too_large("the uploads together are", parts.settings.max_multipart_bytes)
         found.append(ImageQuery(data, box, digest))
     parts.metrics.observe("read", time.perf_counter() - begun)
     return found
@@ -136,15 +140,14 @@ def _read_search_form(parts: Parts, content_type: str, body: bytes) -> tuple[Sea
     if len(asked) > 1:
         raise Refused("invalid", "the form may have one part `request`")
     if asked and len(asked[0]) > parts.settings.max_json_bytes:
-        raise Refused("too-large", f"the part `request` is over {parts.settings.max_json_bytes} bytes")
+        raise too_large("the part `request` is", parts.settings.max_json_bytes)
     wanted = read_json(SearchRequest, asked[0]) if asked else SearchRequest()
     images = [part for part in form if part.name == "image"]
     if not images:
         raise Refused("invalid", "the form needs a part `image`")
     for part in images:
         if len(part.data) > parts.settings.max_image_bytes:
-            limit = parts.settings.max_image_bytes
-            raise Refused("too-large", f"an image is over {limit} bytes", {"limit_bytes": limit})
+            raise too_large("an image is", parts.settings.max_image_bytes)
     return wanted, [
         ImageQuery(part.data, wanted.box, part.filename or f"image {number}")
         for number, part in enumerate(images, 1)

@@ -12,7 +12,7 @@ from serve.http.messages import json_response, media_type
 from serve.http.openapi import IMAGE_TYPES, UPLOAD_BODY, problems
 from serve.http.parts import Parts
 from serve.http.pictures import PICTURE, picture_response
-from serve.http.problems import Refused
+from serve.http.problems import Refused, too_large
 from serve.http.queries import DigestInPath, SizeQuery
 from serve.refusals import ImageRejected
 from serve.uploads import UploadsOff
@@ -48,8 +48,7 @@ def upload_routes(parts: Parts) -> APIRouter:
             raise UploadsOff
         data = _image_of(request, await request.body())
         if len(data) > parts.settings.max_image_bytes:
-            limit = parts.settings.max_image_bytes
-            raise Refused("too-large", f"the image is over {limit} bytes", {"limit_bytes": limit})
+            raise too_large("the image is", parts.settings.max_image_bytes)
         rejected = refuse_unread(data, DecodeSettings(max_bytes=parts.settings.max_image_bytes))
         if rejected is not None:
             raise ImageRejected("the upload", rejected)

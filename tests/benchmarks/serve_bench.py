@@ -7,6 +7,7 @@ is the process of one embedded turn: the bare call and the server in it, the loa
 
 import asyncio
 import json
+import os
 import socket
 import sys
 import tempfile
@@ -129,7 +130,8 @@ def _section(bare: list[tuple[float, float]], ways: dict[str, Way]) -> str:
         "The load comes from a process of its own on the same 2 cores. Medians of "
         f"{TURNS} turns (embedded, Ray with 1 group, Ray with 2, and again), {SECONDS:g} s for each number "
         "of clients. The bare call is made in the embedded server's process. Ray: one replica of each group, "
-        "one ingress. Memory is that of the server's process, of a group's replica on Ray.\n\n"
+        "one ingress. Memory, the most of the turns, is that of the server's process, on Ray of a group's "
+        "replica.\n\n"
         + table(head, rows)
         + "\n"
         + f"With one client: embedded is {over:.2f} ms above the bare call (aim: {EMBEDDED_MS:g}), Ray with "
@@ -183,13 +185,12 @@ async def _turn(gallery: Gallery, queries: Path, seconds: float) -> dict[str, An
             server = uvicorn.Server(config)
             serving = asyncio.create_task(server.serve(sockets=[listening]))
             url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-            group = _served_group(gallery)
-            bare = [await asyncio.to_thread(_bare, group, asking, seconds / 4)]
             found = {}
             for clients in CLIENTS:
                 found[clients] = await asyncio.to_thread(_load, url, queries, Path(folder), clients, seconds)
-            mib = resident_mib(_own_pid())
-            bare.append(await asyncio.to_thread(_bare, group, asking, seconds / 4))
+            mib = resident_mib(os.getpid())
+            group = _served_group(gallery)  # a second copy in memory: not before it is measured
+            bare = [await asyncio.to_thread(_bare, group, asking, seconds / 4) for _ in range(2)]
             server.should_exit = True
             await serving
             await front.close()
@@ -206,12 +207,6 @@ def _served_group(gallery: Gallery) -> ShardGroup:
 
     generation = read_generation(gallery)
     return open_group(gallery, generation, assign_shards(generation.shards, 1)[0], None)
-
-
-def _own_pid() -> int:
-    import os
-
-    return os.getpid()
 
 
 def main() -> None:

@@ -243,6 +243,7 @@ def test_geometry_is_asked_for_where_no_step_looks_at_pairs_and_not_again_where_
     assert visitor.sent("/v1/compare")[-1]["rerank"] == "geometry"
     visitor.refuse("/v1/compare", 422, "invalid", times=1)
     visitor.page.keyboard.press("ArrowRight")
+    expect(visitor.page.locator("#compare-title")).to_have_text(visitor.names()[2])
     expect(visitor.page.locator("#stage .link").first).to_be_visible()
     visitor.page.keyboard.press("ArrowRight")
     expect(visitor.page.locator("#compare-title")).to_have_text(visitor.names()[3])

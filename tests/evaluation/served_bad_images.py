@@ -21,6 +21,7 @@ from tests.evaluation.smvs import Target
 from tests.scenes import scene_gallery
 from tests.serve.served import served_recipe
 from tests.serving.app import served
+from tests.serving.processes_under_test import tree as family
 
 WORST = 8
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -120,12 +121,7 @@ class _Tree:
         return ticks / _TICKS
 
     def _pids(self) -> list[int]:
-        found = [self._pid]
-        for pid in found:
-            for task in Path(f"/proc/{pid}/task").glob("*/children"):
-                with suppress(OSError):
-                    found += map(int, task.read_text().split())
-        return found
+        return family(self._pid)
 
 
 def _status_mib(pid: int, name: str) -> float:

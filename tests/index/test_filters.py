@@ -358,3 +358,23 @@ def test_a_column_that_is_text_somewhere_is_text_everywhere() -> None:
     assert mask(where, texts).tolist() == [True, False, False]
     joined = united_rows([numbers, texts])
     assert np.array_equal(mask(where, joined), [True, True, False, True, False, False])
+
+
+def test_nan_is_absent_also_where_numbers_are_compared_as_texts() -> None:
+    """Whatever shard a row lies in: among numbers, or among texts that a part of other numbers joined."""
+    numbers = pa.table({"image_id": [0, 1], "metadata.v": pa.array([1.5, math.nan])})
+    texts = pa.table({"image_id": [2], "metadata.v": pa.array(["x"], pa.large_string())})
+    united = united_rows([numbers, texts])
+    for text in ('v != "q"', 'v contains "n"', 'v in ("nan")', "v exists", 'v prefix "n"'):
+        where = parse_filter(text)
+        assert where is not None
+        assert not mask(where, numbers)[1], text
+        assert mask(where, united)[:2].tolist() == mask(where, numbers).tolist(), text
+
+
+def test_both_forms_are_nested_equally_deep() -> None:
+    deepest = "not " * MOST_DEPTH + "v exists"
+    found = parse_filter(deepest)
+    assert found is not None and parse_filter(filter_json(found)) == found
+    with pytest.raises(BadInput):
+        parse_filter("not " + deepest)

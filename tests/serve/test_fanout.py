@@ -5,8 +5,10 @@ from collections.abc import Sequence
 
 import pytest
 
+from serve.peers import Peer
 from serve.refusals import DeadlineExceeded, NotReady, PartialRefused
 from serve.service import SearchService
+from serve.service_settings import ServiceSettings
 from tests.serve.fake_backend import LISTS, SHARD_ROWS, FakeReplica, World, best
 from tests.serve.made_up_service import Counted, ask, ids, query_vector, served
 
@@ -144,6 +146,34 @@ def test_a_stopped_replica_fails_no_request_and_comes_back() -> None:
             assert all(peer["ready"] for group in service.generation().groups for peer in group["replicas"])
 
     served(world, test)
+
+
+def test_a_silent_replica_is_given_up_also_where_no_hedge_is_left() -> None:
+    world = World(groups=1, replicas=2)
+
+    async def test(service: SearchService) -> None:
+        for lane in service._fan_out.lanes:
+            lane.peers._hedges = 0.0
+        world.all[0].stopped = True
+        for seed in range(6):
+            found = await ask(service, seed, nprobe=LISTS)
+            assert ids(found) == right(seed) and not found.partial
+
+    served(world, test)
+
+
+def test_a_look_that_is_answered_makes_no_slow_replica_the_first_choice() -> None:
+    clock = [0.0]
+    settings = ServiceSettings()
+    peer = Peer(World().all[0], 0, lambda: clock[0], settings)
+    peer.failed()
+    peer.down = True
+    peer.seen()
+    assert not peer.down and peer.paused
+    clock[0] += settings.pause_first_s
+    peer.failed()
+    clock[0] += settings.pause_first_s
+    assert peer.paused, "the second pause is longer: a look is no proof that it is quick"
 
 
 def test_a_group_that_is_gone_leaves_a_partial_answer_with_the_right_coverage() -> None:

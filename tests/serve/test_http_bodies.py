@@ -235,6 +235,22 @@ def test_headers_without_end_close_the_connection(service: TellingService, tmp_p
         assert httpx.post(f"{url}/v1/search", content=body, headers=kinds).status_code == 200
 
 
+def test_trailers_of_a_body_are_bounded_and_nobodys_headers(service: TellingService, tmp_path: Path) -> None:
+    chunked = head("/v1/search", "Content-Type: application/json", "Transfer-Encoding: chunked")
+    body = b'{"vectors": [[1.0]]}'
+    with running(telling_app(service, tmp_path), Quick) as url:
+        with connected(url) as connection:
+            trailers = b"0\r\nX-Request-Id: smuggled\r\n\r\n"
+            connection.sendall(chunked + b"%x\r\n%b\r\n" % (len(body), body) + trailers)
+            answer = connection.recv(65_536)
+        assert answer.startswith(b"HTTP/1.1 200") and b"smuggled" not in answer
+        with connected(url) as connection, pytest.raises(OSError):
+            connection.sendall(chunked + b"%x\r\n%b\r\n0\r\n" % (len(body), body))
+            while True:
+                connection.sendall(b"X-Trailer: " + b"x" * 1_000 + b"\r\n")
+                time.sleep(0.001)
+
+
 def test_what_is_no_http_is_answered_with_a_problem_too(url: str) -> None:
     for sent, status, code in (
         (b"\x16\x03\x01 hello\r\n\r\n", b"400", b"bad-request"),

@@ -37,6 +37,20 @@ def test_a_step_that_the_store_does_not_allow_is_left_out_and_named() -> None:
     served(world, test)
 
 
+def test_marking_near_duplicates_does_not_outlast_the_deadline() -> None:
+    world = World()
+
+    async def test(service: SearchService) -> None:
+        world.images.delay_s = 30
+        loop = asyncio.get_running_loop()
+        since = loop.time()
+        found = await ask(service, fold=True, timeout_ms=500)
+        assert loop.time() - since <= 0.5 and not found.partial
+        assert "near-duplicates are not marked" in found.warnings[0]
+
+    served(world, test)
+
+
 def test_a_step_that_takes_too_long_is_left_out_in_time() -> None:
     world = World()
 

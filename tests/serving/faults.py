@@ -38,7 +38,11 @@ Whose = tuple[str, int]  # slot and group of a replica
 
 @dataclass
 class Phase:
-    """A stretch of the load. back: seconds until every answer was full again, where something was broken."""
+    """A stretch of the load.
+
+    back: seconds until every replica was ready again, or every ingress served a new generation; the pauses of
+        looking, some 1.5 s, included.
+    """
 
     name: str
     begin: float
@@ -114,7 +118,8 @@ class Faults:
             )
             if done.returncode:
                 phase.lost = f"--roll ended with {done.returncode}: {done.stderr[-500:]}"
-            _note(phase, time.monotonic() - begun, "")
+            found = awaited(self._whole, BACK_S)
+            _note(phase, None if found is None else time.monotonic() - begun, "the rolled server")
 
     def group_lost(self, group: int = 0, meanwhile: Callable[[], None] = lambda: None) -> None:
         """All replicas of a group killed at once; `meanwhile` is called before they can be back."""

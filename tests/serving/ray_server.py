@@ -12,7 +12,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from tests.drivers import end_session, processes_of
-from tests.serving.app import ROOT, Served, asked, started
+from tests.serving.app import ROOT, Served, started
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def ray_served(
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "deploy.cli", "serve", "--ray", "--gallery", str(gallery)]
     command += ["--port", str(port), "--groups", str(groups), "--replicas", str(replicas)]
-    command += ["--cache", str(folder / "cache"), *options]
+    command += ["--cache", str(folder / "cache"), "--uploads", str(folder / "uploads"), *options]
     url = f"http://127.0.0.1:{port}"
     slots = tuple("abcdefgh"[:replicas])
     # Not below the folder: the path of a Unix socket has room for about a hundred characters.
@@ -90,7 +90,3 @@ def awaited(holds: Callable[[], bool], seconds: float, every_s: float = 0.1) -> 
             return time.monotonic() - begun
         time.sleep(every_s)
     return None
-
-
-def ready(url: str) -> bool:
-    return asked(f"{url}/readyz")[0] == 200
