@@ -12,7 +12,7 @@ from deploy.terminal import Output, table
 
 
 class ScopeName(StrEnum):
-    """What a key is good for; the same as `serve.keys.Scope`, which is slow to import."""
+    """What a key is good for; the same as `serve.http.keys.Scope`, which is slow to import."""
 
     search = "search"
     read = "read"
@@ -114,7 +114,7 @@ def add(
     from datetime import UTC, datetime, timedelta
 
     from ingest.errors import BadInput
-    from serve.keys import Scope, add_key
+    from serve.http.keys import Scope, add_key
 
     scopes = tuple(Scope) if not scope else tuple(Scope(each.value) for each in scope)
     try:
@@ -132,7 +132,7 @@ def list_all(keys: KeysFile, json: Json = False) -> None:
     import time
 
     from ingest.errors import NotFound
-    from serve.keys import list_keys
+    from serve.http.keys import list_keys
 
     if not keys.exists():
         raise NotFound(
@@ -156,7 +156,7 @@ def revoke(
     """Take a key back; servers that use the file notice within seconds."""
     import re
 
-    from serve.keys import revoke_key
+    from serve.http.keys import revoke_key
 
     whole = re.fullmatch(
         r"reseen_([0-9a-f]+)_.*", key_id

@@ -34,7 +34,7 @@ def query(
         `skipped_steps`, `warnings`, its own `generation` and the `request_id`.
 
     Raises:
-        NotFound: there is no such image. ServerProblem: as `serve.client_errors` tells.
+        NotFound: there is no such image. ServerProblem: as `serve.client.errors` tells.
     """
     from serve.client import Client
 
@@ -53,7 +53,7 @@ def query(
 
 def _ask(client: "Client", image: str, request: "SearchRequest") -> dict[str, Any]:
     from deploy.search_job import read_image
-    from serve.client_errors import ImageRefused
+    from serve.client.errors import ImageRefused
 
     name = "standard input" if image == "-" else image
     data = read_image(image, _MOST_BYTES)

@@ -11,9 +11,9 @@ from pydantic import BaseModel, ValidationError
 from ingest.errors import BadInput, NotFound
 
 if TYPE_CHECKING:
-    from serve.ray_settings import FrontSettings, SlotSettings
+    from serve.cluster.settings import FrontSettings, SlotSettings
 
-_APPLICATIONS = ("serve.ray_app:application", "serve.ray_app:slot")
+_APPLICATIONS = ("serve.cluster.app:application", "serve.cluster.app:slot")
 
 
 def check_serve_config(path: Path) -> str:
@@ -112,7 +112,7 @@ def _told(error: ValidationError, where: str) -> list[str]:
 
 def _check_applications(applications: list[dict[str, Any]]) -> list[str]:
     """What is wrong with our applications: their `args`, their names, and how they go together."""
-    from serve.ray_settings import FrontSettings, SlotSettings, slot_application
+    from serve.cluster.settings import FrontSettings, SlotSettings, slot_application
 
     wrong: list[str] = []
     fronts: list[FrontSettings] = []

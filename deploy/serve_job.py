@@ -111,9 +111,9 @@ async def _start(server: EmbeddedServer) -> "tuple[AsyncExitStack, Front]":
     from index.cache import Cache
     from ingest.gallery import open_gallery
     from ingest.store import Store
-    from serve.embedded import open_embedded
     from serve.front import open_front
     from serve.metrics import PrometheusMetrics
+    from serve.replicas.embedded import open_embedded
 
     gallery = await asyncio.to_thread(lambda: open_gallery(Store(server.gallery)))
     async with AsyncExitStack() as stack:

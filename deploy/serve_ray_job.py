@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from ray.serve import RunTarget
 
     from deploy.terminal import Output
+    from serve.cluster.settings import FrontSettings, LogLevel, SlotSettings
     from serve.front import DoorSettings
-    from serve.ray_settings import FrontSettings, LogLevel, SlotSettings
 
 _SETTLE_S = 5.0  # after a slot is back, until every service has noticed
 
@@ -65,8 +65,8 @@ def ray_server(
     from index.generation import read_generation
     from ingest.gallery import open_gallery
     from ingest.store import Store
-    from serve.embedded import slot
-    from serve.ray_settings import FrontSettings, SlotSettings
+    from serve.cluster.settings import FrontSettings, SlotSettings
+    from serve.replicas.embedded import slot
 
     store = Store(gallery)
     read_generation(open_gallery(store))
@@ -184,15 +184,15 @@ def _applications(server: RayServer) -> "list[RunTarget]":
     """The slots, then the front: in the order in which they are deployed anew."""
     from ray.serve import RunTarget
 
-    from serve import ray_app
-    from serve.ray_settings import slot_application
+    from serve.cluster import app
+    from serve.cluster.settings import slot_application
 
     name = server.front.name
     slots = [
-        RunTarget(ray_app.slot(each), slot_application(name, each.slot), route_prefix=None)
+        RunTarget(app.slot(each), slot_application(name, each.slot), route_prefix=None)
         for each in server.slots
     ]
-    return [*slots, RunTarget(ray_app.application(server.front), name, route_prefix="/")]
+    return [*slots, RunTarget(app.application(server.front), name, route_prefix="/")]
 
 
 def _deploy(applications: "Sequence[RunTarget]") -> None:

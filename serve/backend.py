@@ -1,7 +1,8 @@
 """Where the work of a search is done: the seams between the service and what computes for it.
 
-The service (`serve.service`) is written against these protocols only. Two backends give them: in this process
-(`serve.embedded`) and Ray Serve (`serve.ray_backend`). Whatever crosses a seam is a plain value that pickles.
+The service (`serve.service`) is written against these protocols only. Two backends give them: this process
+(`serve.replicas.embedded`) and Ray Serve (`serve.cluster.backend`). Whatever crosses a seam is a plain value
+that pickles.
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -11,13 +11,13 @@ from ingest.store import Store
 from serve.backend import Backend
 from serve.http.settings import HttpSettings
 from serve.metrics import Metrics
-from serve.service_settings import ServiceSettings
+from serve.service.settings import ServiceSettings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from serve.service import SearchService
-    from serve.thumbnails import Thumbnails
+    from serve.http.thumbnails import Thumbnails
+    from serve.service.search_service import SearchService
 
 
 class DoorSettings(BaseModel):
@@ -61,11 +61,11 @@ def open_front(gallery: Gallery, backend: Backend, metrics: Metrics, settings: D
     """
     from index.calibration import load_calibrations
     from serve.http.app import create_app
-    from serve.keys import Keys
+    from serve.http.keys import Keys
+    from serve.http.thumbnails import Thumbnails
+    from serve.http.uploads import Uploads
     from serve.logs import store_secrets
-    from serve.service import SearchService
-    from serve.thumbnails import Thumbnails
-    from serve.uploads import Uploads
+    from serve.service.search_service import SearchService
 
     keys = None if settings.keys_file is None else Keys(Path(settings.keys_file))
     calibrations = load_calibrations(settings.calibrations)

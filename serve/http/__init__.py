@@ -1,1 +1,1 @@
-"""The HTTP API and the page: `serve.http.app.create_app`."""
+"""The HTTP API, and what lies beside it: keys, uploads, thumbnails."""

@@ -12,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from ingest.errors import ReseenError
 from serve.http.doors import Doorkeeper
 from serve.http.gate import Attendant, Gate
+from serve.http.keys import Keys
 from serve.http.openapi import document
 from serve.http.parts import Parts
 from serve.http.problems import problem_handlers
@@ -20,12 +21,11 @@ from serve.http.routes_search import search_routes
 from serve.http.routes_server import PAGE, page_routes, server_routes
 from serve.http.routes_uploads import upload_routes
 from serve.http.settings import HttpSettings
-from serve.keys import Keys
+from serve.http.thumbnails import Thumbnails
+from serve.http.uploads import Uploads
 from serve.logs import Redactor
 from serve.metrics import Metrics
-from serve.service import SearchService
-from serve.thumbnails import Thumbnails
-from serve.uploads import Uploads
+from serve.service.search_service import SearchService
 
 API_VERSION = "1.0.0"
 _LOG = logging.getLogger("reseen.http")

@@ -13,9 +13,9 @@ from typing import Literal
 from starlette.datastructures import Headers
 from starlette.types import Scope as ConnectionScope
 
+from serve.http.keys import Key, Keys, Scope
 from serve.http.problems import Refused, overloaded
 from serve.http.settings import HttpSettings
-from serve.keys import Key, Keys, Scope
 
 Body = Literal["none", "json", "image", "images"]
 

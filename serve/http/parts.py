@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 
 from serve.http.settings import HttpSettings
+from serve.http.thumbnails import Thumbnails
+from serve.http.uploads import Uploads
 from serve.metrics import Metrics
-from serve.service import SearchService
-from serve.thumbnails import Thumbnails
-from serve.uploads import Uploads
-from serve.workers import Workers
+from serve.replicas.workers import Workers
+from serve.service.search_service import SearchService
 
 
 @dataclass(frozen=True)

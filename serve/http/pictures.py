@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import Request
 from starlette.responses import Response
 
-from serve.thumbnails import Thumbnail
+from serve.http.thumbnails import Thumbnail
 
 PICTURE: dict[str, Any] = {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}
 _KEEP = "private, max-age=300"

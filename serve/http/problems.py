@@ -18,10 +18,10 @@ from starlette.responses import Response
 
 from ingest.errors import BadInput, NotFound, OverBudget, ReseenError, Unavailable
 from serve.api import Problem
+from serve.http.thumbnails import NoThumbnail
+from serve.http.uploads import UploadsOff
 from serve.logs import Redactor, current_request
 from serve.refusals import DeadlineExceeded, ImageRejected, NotReady, Overloaded, PartialRefused
-from serve.thumbnails import NoThumbnail
-from serve.uploads import UploadsOff
 
 _LOG = logging.getLogger("reseen.http")
 MEDIA_TYPE = "application/problem+json"

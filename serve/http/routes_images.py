@@ -13,8 +13,8 @@ from serve.http.openapi import problems
 from serve.http.parts import Parts
 from serve.http.pictures import PICTURE, picture_response
 from serve.http.queries import IdInPath, SizeQuery, number_of
+from serve.http.thumbnails import NoThumbnail, Thumbnail
 from serve.logs import note_generation
-from serve.thumbnails import NoThumbnail, Thumbnail
 
 _WORK = ("not-ready", "store-unavailable", "deadline-exceeded")
 

@@ -14,8 +14,8 @@ from serve.http.parts import Parts
 from serve.http.pictures import PICTURE, picture_response
 from serve.http.problems import Refused, too_large
 from serve.http.queries import DigestInPath, SizeQuery
+from serve.http.uploads import UploadsOff
 from serve.refusals import ImageRejected
-from serve.uploads import UploadsOff
 
 _OTHER_TYPES = ("image/jpg", "image/x-ms-bmp", "application/octet-stream")
 

@@ -167,10 +167,10 @@ def _bare(group: ShardGroup, queries: np.ndarray, seconds: float) -> tuple[float
 async def _turn(gallery: Gallery, queries: Path, seconds: float) -> dict[str, Any]:
     import uvicorn
 
-    from serve.embedded import open_embedded
     from serve.front import DoorSettings, open_front
     from serve.http.settings import HttpSettings
     from serve.metrics import PrometheusMetrics
+    from serve.replicas.embedded import open_embedded
 
     asking = np.ascontiguousarray(np.load(queries), np.float32)
     door = DoorSettings(http=HttpSettings(rate_per_s=None))

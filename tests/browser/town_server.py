@@ -16,7 +16,7 @@ from ingest.errors import Unavailable
 from ingest.gallery import Gallery
 from ingest.store import Store
 from serve.backend import Backend, GroupState, Replica
-from serve.keys import Keys
+from serve.http.keys import Keys
 
 _STARTS_S = 60
 
@@ -137,14 +137,14 @@ async def _serve(
 ) -> None:
     import uvicorn
 
-    from serve.embedded import open_embedded
     from serve.http.app import create_app
     from serve.http.settings import HttpSettings
+    from serve.http.thumbnails import Thumbnails
+    from serve.http.uploads import Uploads
     from serve.metrics import NoMetrics
-    from serve.service import SearchService
-    from serve.service_settings import ServiceSettings
-    from serve.thumbnails import Thumbnails
-    from serve.uploads import Uploads
+    from serve.replicas.embedded import open_embedded
+    from serve.service.search_service import SearchService
+    from serve.service.settings import ServiceSettings
 
     settings = ServiceSettings(supervise_s=0.05, poll_s=60, pause_most_s=0.2)
     async with AsyncExitStack() as stack:

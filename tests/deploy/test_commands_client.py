@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from deploy import commands_client
 from deploy.terminal import Commands
-from serve.keys import Keys, Scope, list_keys
+from serve.http.keys import Keys, Scope, list_keys
 from tests.serve.scripted_server import Act, Scripted, answer, drop, problem, scripted_server
 
 KEY = "reseen_0123456789ab_planted-secret"

@@ -63,7 +63,7 @@ def test_the_shipped_file_builds_the_deployments_that_it_promises() -> None:
         ("slots: [a, b]", "slots: [a]", "asks the slots a, and these are deployed: a, b"),
         ("slot: b", "slot: c", r"applications\[1\]\.name must be reseen-c"),
         ("name: reseen-a", "name: reseen-x", r"applications\[0\]\.name must be reseen-a"),
-        ("serve.ray_app:application", "serve.ray_app:app", r"applications\[2\]\.import_path"),
+        ("serve.cluster.app:application", "serve.cluster.app:app", r"applications\[2\]\.import_path"),
         ("route_prefix: null", "route_prefix: /a", r"applications\[0\]\.route_prefix must be null"),
         ("      encoders: 1\n", "      service: {pol_s: 1}\n", r"args\.service\.pol_s"),
         (

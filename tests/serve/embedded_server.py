@@ -9,15 +9,15 @@ from fastapi import FastAPI
 
 from ingest.gallery import Gallery
 from ingest.store import Store
-from serve.embedded import open_embedded
 from serve.http.app import create_app
+from serve.http.keys import Keys
 from serve.http.settings import HttpSettings
-from serve.keys import Keys
+from serve.http.thumbnails import Thumbnails
+from serve.http.uploads import Uploads
 from serve.metrics import PrometheusMetrics
-from serve.service import SearchService
-from serve.service_settings import ServiceSettings
-from serve.thumbnails import Thumbnails
-from serve.uploads import Uploads
+from serve.replicas.embedded import open_embedded
+from serve.service.search_service import SearchService
+from serve.service.settings import ServiceSettings
 from tests.serve.http_server import running
 
 

@@ -25,7 +25,7 @@ from ingest.outcomes import Rejected
 from ingest.tables import ObjectRef
 from serve.backend import Backend, Comparison, Encoded, GroupState
 from serve.query import ImageQuery
-from serve.view import Reading
+from serve.service.view import Reading
 from serve.wire import decode_scans, encode_scanned
 
 DIM, LISTS, SHARD_ROWS = 4, 8, 10

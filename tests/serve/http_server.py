@@ -31,9 +31,9 @@ from serve.api import (
 from serve.http.app import create_app
 from serve.http.protocol import BoundedProtocol
 from serve.http.settings import HttpSettings
+from serve.http.uploads import Uploads
 from serve.metrics import NoMetrics
 from serve.query import ImageQuery
-from serve.uploads import Uploads
 
 GENERATION = 7
 

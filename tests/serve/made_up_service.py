@@ -13,8 +13,8 @@ from ingest.gallery import Gallery
 from ingest.store import Store
 from serve.api import SearchRequest, SearchResponse
 from serve.metrics import NoMetrics
-from serve.service import SearchService
-from serve.service_settings import ServiceSettings
+from serve.service.search_service import SearchService
+from serve.service.settings import ServiceSettings
 from tests.serve.fake_backend import DIM, LISTS, World, best
 from tests.serve.virtual_time import run_virtually
 

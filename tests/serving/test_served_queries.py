@@ -20,7 +20,7 @@ from ingest.records import sha256
 from ingest.sources import Source, open_source
 from serve.api import CompareRequest, SearchOptions, SearchRequest
 from serve.client import AsyncClient, Client
-from serve.client_errors import ImageRefused, NotAllowed, NotThere, RequestRefused
+from serve.client.errors import ImageRefused, NotAllowed, NotThere, RequestRefused
 from tests.serving.app import Served, served
 
 SCENES = "synthetic:scenes=8,views=3,distractors=12,size=160"

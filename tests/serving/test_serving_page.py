@@ -6,15 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from serve import client_errors
-from serve.client import AsyncClient, Client
-from serve.client_errors import class_of
+from serve.client import AsyncClient, Client, errors
+from serve.client.errors import class_of
 from serve.http.doors import DOORS
+from serve.http.keys import Scope
 from serve.http.problems import KINDS
 from serve.http.settings import HttpSettings
-from serve.keys import Scope
 from serve.metrics import FAMILIES, STAGES
-from serve.service_settings import ServiceSettings
+from serve.service.settings import ServiceSettings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text("utf-8")
 PROGRAMS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -53,7 +52,7 @@ def test_every_problem_is_named_with_its_status_and_the_clients_error() -> None:
     }
     for name in re.findall(r"`(\w+)`", section("Errors")):
         if name[0].isupper() and name not in ("BadInput", "NotFound", "OverBudget", "Unavailable"):
-            assert hasattr(client_errors, name), name
+            assert hasattr(errors, name), name
 
 
 def test_every_metric_and_stage_is_named_with_its_labels() -> None:

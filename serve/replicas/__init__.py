@@ -1,0 +1,1 @@
+"""What does the work of a search: scans of shards, encoding of queries, second looks; in one process."""

@@ -1,0 +1,1 @@
+"""The service: requests in, answers of one generation out, over replicas that do the work."""

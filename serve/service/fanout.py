@@ -1,0 +1,152 @@
+"""Fan-out: one scan to every group of shards, the answers merged, and who did not answer.
+
+No group escalates on its own: where a mask or filter leaves too few results, all groups read more lists
+together, so that any grouping answers as the single index would.
+"""
+
+import asyncio
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import Float32
+
+from index.filters import Filter
+from index.group import Row, Scan, Scanned, enough, list_schedule, merge_scanned
+from ingest.errors import ReseenError
+from serve.service.batching import Lane, Reply
+from serve.service.course import Course
+from serve.service.deadline import Deadline
+from serve.service.hedging import Absent
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What is asked of all groups: the k best for a vector.
+
+    vector: (d,) float32, L2-normalised. nprobe: lists to read first; None for the recipe's number.
+    detail: how many of the best come with their row.
+    """
+
+    vector: Float32[np.ndarray, " d"]
+    k: int
+    nprobe: int | None = None
+    where: Filter | None = None
+    detail: int = 0
+
+
+class FanOut:
+    """Asks all groups. For one event loop."""
+
+    def __init__(self, lanes: Sequence[Lane]) -> None:
+        self.lanes = lanes
+
+    async def scan(self, course: Course, ask: Ask, deadline: Deadline) -> Scanned | None:
+        """The best of all groups that answer in time; None if none does.
+
+        The course learns who is missing; who was missing before is not asked.
+        """
+        view = course.view
+        if not view.filled:
+            return _NOTHING
+        latest: dict[int, Scanned] = {}
+        merged: Scanned | None = None
+        first = ask.nprobe or view.generation.recipe.nprobe or 1
+        for lists in list_schedule(first, view.lists):
+            scan = Scan(ask.vector, ask.k, lists, ask.where, ask.detail)
+            found = await self._round(course, scan, deadline)
+            if found:
+                for group in course.missing & latest.keys():  # no results of shards that are said to miss
+                    del latest[group]
+                latest.update(found)
+                with course.stage("merge"):
+                    merged = merge_scanned(list(latest.values()), ask.k)
+            if not found or (merged is not None and enough(merged, ask.k)):
+                break
+        return merged
+
+    async def _round(self, course: Course, scan: Scan, deadline: Deadline) -> dict[int, Scanned]:
+        groups = [group for group in course.view.filled if group not in course.missing]
+        with course.stage("fan_out"):
+            asked = [self.lanes[group].scan(course.view.number, scan) for group in groups]
+            replies = await _until(asked, deadline)
+        found = {}
+        for group, reply in zip(groups, replies, strict=True):
+            if isinstance(reply, ReseenError):
+                raise reply
+            if isinstance(reply, Scanned):
+                found[group] = reply
+            else:
+                _lacks(course, group, reply)
+        if found:
+            course.took("scan", max(each.seconds for each in found.values()))
+        return found
+
+    async def rows(
+        self, course: Course, ids: Sequence[int], groups: Collection[int], deadline: Deadline
+    ) -> dict[int, Row]:
+        """The rows of some images, by id, from those of the groups that have them."""
+        number, loop = course.view.number, asyncio.get_running_loop()
+        asked = {
+            loop.create_task(
+                self.lanes[group].asker.ask(number, lambda replica: replica.rows(number, ids))
+            ): group
+            for group in course.view.filled
+            if group in groups
+        }
+        found: dict[int, Row] = {}
+        try:
+            while asked and len(found) < len(
+                ids
+            ):  # an image is in one group: who comes later has nothing more
+                done, _ = await asyncio.wait(
+                    asked, timeout=deadline.left(), return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done:
+                    break
+                for task in done:
+                    group, rows = asked.pop(task), task.result()
+                    if isinstance(rows, Absent):
+                        _lacks(course, group, rows)
+                    else:
+                        found.update((row.image_id, row) for row in rows if row is not None)
+            if len(found) < len(ids):
+                for group in asked.values():
+                    _lacks(course, group, None)
+        finally:
+            for task in asked:
+                task.cancel()
+        return found
+
+    def close(self) -> None:
+        """Ends whatever is under way."""
+        for lane in self.lanes:
+            lane.close()
+
+
+def _lacks(course: Course, group: int, why: Absent | Reply | None) -> None:
+    if isinstance(why, Absent):
+        course.lacks(group, why.reason, why.gone)
+    else:
+        course.lacks(group, None)
+
+
+async def _until(futures: "Sequence[asyncio.Future[T]]", deadline: Deadline) -> list[T | None]:
+    """The results in their order; None, and the work cancelled, for those that are late.
+
+    When the caller is cancelled, all are.
+    """
+    try:
+        if futures:
+            await asyncio.wait(futures, timeout=deadline.left())
+        return [future.result() if future.done() else None for future in futures]
+    finally:
+        for future in futures:
+            if not future.done():
+                future.cancel()
+
+
+_NOTHING = Scanned(np.empty(0, np.float32), np.empty(0, np.int64), (), 0, (), 0.0)
