@@ -52,8 +52,7 @@ class Attendant:
             await self._app(scope, receive, send)
             return
         begun, status = self._clock(), 0
-        given = Headers(scope=scope).get("x-request-id", "")
-        context = RequestContext(given if _SANE_ID.fullmatch(given) else secrets.token_hex(8))
+        context = RequestContext(request_id_for(Headers(scope=scope).get("x-request-id", "")))
         enter_request(context)
 
         async def answer(message: Message) -> None:
@@ -77,7 +76,7 @@ class Attendant:
 
     def _write_down(self, scope: Scope, context: RequestContext, status: int, seconds: float) -> None:
         door = door_of(path_of(scope))
-        route, method = door.path if door else "other", _known(scope["method"])
+        route, method = door.path if door else "other", known_method(scope["method"])
         self._metrics.observe("request", seconds)
         self._metrics.count("requests", route=route, method=method, status=str(status), code=context.code)
         fields = {
@@ -92,7 +91,13 @@ class Attendant:
         _LOG.info("request", extra={"fields": fields})
 
 
-def _known(method: str) -> str:
+def request_id_for(given: str) -> str:
+    """The id that a client gave its request, if it is fit to be written down; else a new one."""
+    return given if _SANE_ID.fullmatch(given) else secrets.token_hex(8)
+
+
+def known_method(method: str) -> str:
+    """A method as a label of metrics: nobody makes up new ones."""
     return method if method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS") else "other"
 
 
