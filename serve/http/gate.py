@@ -1,5 +1,6 @@
 """The way in and out of the application: request id, headers, log line, doors and bodies."""
 
+import asyncio
 import logging
 import re
 import secrets
@@ -65,14 +66,20 @@ class Attendant:
         try:
             await self._app(scope, receive, answer)
         except ClientGone:
-            status = _GONE
-            self._metrics.count("cancelled")
+            status = self._gone()
+        except asyncio.CancelledError:  # so Ray tells it
+            status = status or self._gone()
+            raise
         except Exception as error:
             if status:
                 raise
             await answer_with_problem(error, self._redact)(scope, receive, answer)
         finally:
             self._write_down(scope, context, status, self._clock() - begun)
+
+    def _gone(self) -> int:
+        self._metrics.count("cancelled")
+        return _GONE
 
     def _write_down(self, scope: Scope, context: RequestContext, status: int, seconds: float) -> None:
         door = door_of(path_of(scope))
