@@ -23,7 +23,7 @@ from serve.service.hedging import Absent
 T = TypeVar("T")
 
 MORE_LISTS = "more-lists"  # the step that an answer goes without where a filter needs more than there is time
-_ROUND_SHARE = 0.7  # part of the time left that a scan may take which another may follow
+_ROUND_SHARE = 0.7  # part of the time left after which groups that are late may hold up no further round
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,8 @@ class FanOut:
         for lists in list_schedule(first, view.lists):
             scan = Scan(ask.vector, ask.k, lists, ask.where, ask.detail)
             before = set(course.missing)
-            # A group that is late must leave the others time to read more.
-            until = deadline if lists == view.lists else deadline.part(_ROUND_SHARE)
-            found = await self._round(course, scan, until)
+            patience = 1.0 if lists == view.lists else _ROUND_SHARE
+            found = await self._round(course, scan, deadline, patience)
             if not found:
                 if merged is not None:
                     course.missing = before
@@ -79,11 +78,13 @@ class FanOut:
                 break
         return merged
 
-    async def _round(self, course: Course, scan: Scan, deadline: Deadline) -> dict[int, Scanned]:
+    async def _round(
+        self, course: Course, scan: Scan, deadline: Deadline, patience: float
+    ) -> dict[int, Scanned]:
         groups = [group for group in course.view.filled if group not in course.missing]
         with course.stage("fan_out"):
             asked = [self.lanes[group].scan(course.view.number, scan) for group in groups]
-            replies = await _until(asked, deadline)
+            replies = await _replies(asked, scan.k, deadline, patience)
         found = {}
         for group, reply in zip(groups, replies, strict=True):
             if isinstance(reply, ReseenError):
@@ -145,22 +146,33 @@ def _lacks(course: Course, group: int, why: Absent | Reply | None) -> None:
         course.lacks(group, None)
 
 
-async def _until(futures: "Sequence[asyncio.Future[T]]", deadline: Deadline) -> list[T | None]:
-    """The results in their order; None, and the work cancelled, for those that are late.
+async def _replies(
+    asked: "Sequence[asyncio.Future[Reply]]", k: int, deadline: Deadline, patience: float
+) -> list[Reply | None]:
+    """The replies in their order; None, and the work cancelled, for those that are late.
 
-    When the caller is cancelled, all are.
+    Late is who has not answered by the deadline; or, where those who have must read more lists, when this
+    part of the time is over. When the caller is cancelled, all are.
     """
     try:
-        async with asyncio.timeout_at(deadline.at):
-            for future in futures:
-                if not future.done():
-                    await future
-    except TimeoutError:
-        pass
+        if patience < 1:
+            await _wait(asked, deadline.part(patience))
+            here = [each.result() for each in asked if each.done()]
+            scanned = [reply for reply in here if isinstance(reply, Scanned)]
+            if len(here) < len(asked) and scanned and not enough(merge_scanned(scanned, k), k):
+                deadline = deadline.part(0)
+        await _wait(asked, deadline)
     finally:
-        for future in futures:
-            future.cancel()  # does nothing to those that are done
-    return [None if future.cancelled() else future.result() for future in futures]
+        for each in asked:
+            each.cancel()  # does nothing to those that are done
+    return [None if each.cancelled() else each.result() for each in asked]
+
+
+async def _wait(futures: "Sequence[asyncio.Future[T]]", deadline: Deadline) -> None:
+    """Until all are done, or the deadline; nothing is cancelled."""
+    open_ = [each for each in futures if not each.done()]
+    if open_ and not deadline.over:
+        await asyncio.wait(open_, timeout=deadline.left())
 
 
 _NOTHING = Scanned(np.empty(0, np.float32), np.empty(0, np.int64), (), 0, (), 0.0)

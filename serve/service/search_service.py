@@ -27,7 +27,7 @@ from serve.api import (
 from serve.backend import Backend
 from serve.metrics import Metrics, NoMetrics
 from serve.query import ImageQuery
-from serve.refusals import DeadlineExceeded
+from serve.refusals import DeadlineExceeded, Overloaded
 from serve.service.admission import Gate
 from serve.service.batching import Lane
 from serve.service.course import Course, GenerationGone
@@ -116,13 +116,13 @@ class SearchService:
         self._running = [asyncio.get_running_loop().create_task(each) for each in work]
 
     async def _warm(self, reading: Reading) -> None:
-        """Readies the encoder; one that is away does not hold up a generation."""
+        """Readies the encoder; one that is away or busy does not hold up a generation."""
         if reading.generation.recipe.features is None:
             return
         try:
             async with asyncio.timeout(self.settings.settle_s):  # it goes on after that
                 await self._encoder.warm(reading.number)
-        except (Unavailable, TimeoutError) as error:
+        except (Unavailable, TimeoutError, Overloaded) as error:
             why = str(error) or "it takes long"
             _LOG.warning("the encoder is not ready for generation %d: %s", reading.number, why)
 

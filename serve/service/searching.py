@@ -79,7 +79,8 @@ class Searching:
     async def _results(self, course: Course, request: SearchRequest, found: Found) -> list[FoundImage]:
         hits = found.hits[: request.top]
         rows = await rows_for(course, self._fan_out, hits, found.rows)
-        hits = [hit for hit in hits if hit.image_id in rows]
+        group_of, missing = course.view.group_of, course.missing
+        hits = [hit for hit in hits if hit.image_id in rows and group_of(hit.place.part) not in missing]
         calibration = self._verdicts.of(course.view, found.done)
         with course.stage("metadata"):
             results = [

@@ -261,3 +261,28 @@ def test_an_answer_for_which_there_was_no_time_to_read_more_lists_says_so() -> N
             await ask(service, nprobe=1, top=20, timeout_ms=500, allow_partial=False)
 
     served(world, test)
+
+
+@pytest.mark.parametrize("rerank", ["none", "expand"])
+def test_one_group_has_all_the_time_that_there_is(rerank: str) -> None:
+    """Nobody else waits to read more lists."""
+    world = World(groups=1, replicas=1)
+
+    async def test(service: SearchService) -> None:
+        scan_share = service.settings.scan_share if rerank != "none" else 1.0
+        world.all[0].scan_s = 0.95 * scan_share * (2.0 - service.settings.answer_most_s)
+        found = await ask(service, nprobe=1, top=3, timeout_ms=2_000, rerank=rerank, allow_partial=True)
+        assert found.coverage == 1.0 and ids(found)
+
+    served(world, test, probe_timeout_s=1_000)
+
+
+def test_a_late_group_is_waited_for_where_no_more_lists_are_needed() -> None:
+    world = World(groups=2, replicas=1)
+
+    async def test(service: SearchService) -> None:
+        world.all[1].scan_s = 1.5
+        found = await ask(service, nprobe=1, top=3, timeout_ms=2_000)
+        assert not found.partial and found.coverage == 1.0
+
+    served(world, test, probe_timeout_s=1_000)
