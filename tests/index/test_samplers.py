@@ -3,7 +3,7 @@
 from random import Random
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from index.samplers import Drawn, in_order
@@ -16,6 +16,7 @@ def drawn_of(images: list[tuple[int, int]]) -> Drawn:
     return Drawn(np.array([image for image, _ in rows]), np.array(rows).reshape(len(rows), 2), labels)
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(st.integers(0, 2**62), st.integers(1, 4), min_size=1, max_size=12),
     st.randoms(use_true_random=False),
