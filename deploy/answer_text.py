@@ -1,9 +1,10 @@
-"""An answer to one query as people read it, whether it was found here or by a server."""
+"""Answers as people read them, whether they were found here or by a server."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deploy.terminal import table
+from ingest.errors import BadInput, ReseenError
 
 
 def answer_text(answer: Mapping[str, Any]) -> str:
@@ -22,3 +23,11 @@ def answer_text(answer: Mapping[str, Any]) -> str:
         for found in answer["results"]
     ]
     return f"{answer['query']}\n{table(rows)}"
+
+
+def all_refused(answers: Sequence[Mapping[str, Any]]) -> ReseenError | None:
+    """The error of a command whose images could all not be used."""
+    if not all(answer["rejected"] for answer in answers):
+        return None
+    first = answers[0]
+    return BadInput(f"{first['query']} cannot be used: {first['rejected']['detail']}; give another image")

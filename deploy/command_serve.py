@@ -131,8 +131,9 @@ def serve(
             output,
         )
         return
-    from deploy.serve_ray_job import ray_server, serve_on_ray
+    from deploy.ray_server import ray_server
     from deploy.serve_ray_job import roll as roll_server
+    from deploy.serve_ray_job import serve_on_ray
 
     server = ray_server(
         gallery,

@@ -6,13 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
-from deploy.options import Json, Nprobe, Quiet
+from deploy.options import Box, Images, Json, Nprobe, Quiet, Top, Where
 from deploy.step_options import Depth, Rerank
 from deploy.terminal import Output, table
 
 
 class ScopeName(StrEnum):
-    """What a key is good for; the same as `serve.http.keys.Scope`, which is slow to import."""
+    """What a key is good for; the same as `serve.http.key_file.Scope`, which is slow to import."""
 
     search = "search"
     read = "read"
@@ -40,21 +40,10 @@ def query(
     url: Annotated[
         str, typer.Argument(metavar="URL", help="Of a server: http://HOST:PORT.", show_default=False)
     ],
-    images: Annotated[
-        list[str],
-        typer.Argument(metavar="IMAGE", help="Path or URL; - is standard input.", show_default=False),
-    ],
-    box: Annotated[
-        str | None,
-        typer.Option(metavar="X0,Y0,X1,Y1", help="Only this part, in pixels of the image as it is shown."),
-    ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Images to find.")] = 10,
-    where: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILTER", help="Only images whose metadata fit: 'year >= 1990 and city = \"Rome\"'."
-        ),
-    ] = None,
+    images: Images,
+    box: Box = None,
+    top: Top = 10,
+    where: Where = None,
     rerank: Rerank = None,
     depth: Depth = None,
     nprobe: Nprobe = None,
@@ -79,7 +68,7 @@ def query(
 ) -> None:
     """Find what a photograph shows with a server; prints what `reseen search` prints."""
     from deploy import query_job
-    from deploy.answer_text import answer_text
+    from deploy.answer_text import all_refused, answer_text
     from deploy.search_job import parse_box
 
     output = Output(json, quiet)
@@ -94,7 +83,7 @@ def query(
     )
     answered = query_job.query(url, images, request, query_job.api_key(key_file), timeout, output)
     output.result(answered, "\n\n".join(answer_text(answer) for answer in answered["queries"]))
-    if refused := query_job.all_refused(answered["queries"]):
+    if refused := all_refused(answered["queries"]):
         raise refused
 
 
@@ -114,7 +103,7 @@ def add(
     from datetime import UTC, datetime, timedelta
 
     from ingest.errors import BadInput
-    from serve.http.keys import Scope, add_key
+    from serve.http.key_file import Scope, add_key
 
     scopes = tuple(Scope) if not scope else tuple(Scope(each.value) for each in scope)
     try:
@@ -123,7 +112,8 @@ def add(
         raise BadInput(f"--expires-days {expires_days}: no calendar goes so far") from None
     made, text = add_key(keys, name, scopes, expires)
     output = Output(json, False)
-    output.say(f"key {made.id} of {made.name}, for {', '.join(made.scopes)}; it is not shown again")
+    whose, what = _printable(made.name), ", ".join(made.scopes)
+    output.say(f"key {made.id} of {whose}, for {what}; it is not shown again")
     output.result(_shown(made) | {"key": text}, text)
 
 
@@ -132,7 +122,7 @@ def list_all(keys: KeysFile, json: Json = False) -> None:
     import time
 
     from ingest.errors import NotFound
-    from serve.http.keys import list_keys
+    from serve.http.key_file import list_keys
 
     if not keys.exists():
         raise NotFound(
@@ -156,11 +146,9 @@ def revoke(
     """Take a key back; servers that use the file notice within seconds."""
     import re
 
-    from serve.http.keys import revoke_key
+    from serve.http.key_file import revoke_key
 
-    whole = re.fullmatch(
-        r"reseen_([0-9a-f]+)_.*", key_id
-    )  # somebody has only the key, and no error may show it
+    whole = re.search(r"reseen_([0-9a-f]+)_", key_id)  # somebody has only the key; no error may show it
     gone = revoke_key(keys, whole[1] if whole else key_id)
     Output(json, False).result(_shown(gone), f"key {gone.id} of {_printable(gone.name)} is revoked")
 

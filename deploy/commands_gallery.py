@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deploy.options import (
+    Box,
     CacheFolder,
     Compile,
     Decoders,
@@ -14,11 +15,14 @@ from deploy.options import (
     EngineName,
     GalleryUrl,
     GenerationNumber,
+    Images,
     Json,
     MaxRejects,
     Nprobe,
     Quiet,
     RecipeName,
+    Top,
+    Where,
     Workers,
     cache_folder,
 )
@@ -216,26 +220,14 @@ def generation_text(job: "Job", generation: "Generation") -> str:
 
 
 def search(
-    images: Annotated[
-        list[str],
-        typer.Argument(metavar="IMAGE", help="Path or URL; - is standard input.", show_default=False),
-    ],
+    images: Images,
     gallery: GalleryUrl,
-    box: Annotated[
-        str | None,
-        typer.Option(metavar="X0,Y0,X1,Y1", help="Only this part, in pixels of the image as it is shown."),
-    ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Images to find.")] = 10,
+    box: Box = None,
+    top: Top = 10,
     sheet: Annotated[
         str | None, typer.Option(metavar="OUT.jpg", help="Write queries and answers as one picture.")
     ] = None,
-    where: Annotated[
-        str | None,
-        typer.Option(
-            metavar="EXPR",
-            help='Only images whose metadata fit: year >= 1990 and (city = "Rome" or not private = true).',
-        ),
-    ] = None,
+    where: Where = None,
     rerank: Rerank = None,
     depth: Depth = None,
     generation: GenerationNumber = None,
@@ -246,7 +238,7 @@ def search(
 ) -> None:
     """Find the images of a gallery that show what a photograph shows."""
     from deploy import search_job
-    from deploy.answer_text import answer_text
+    from deploy.answer_text import all_refused, answer_text
 
     output = Output(json, quiet)
     answered = search_job.search(
@@ -265,11 +257,8 @@ def search(
     )
     text = "\n\n".join(answer_text(answer) for answer in answered["queries"])
     output.result(answered, text)
-    if all(answer["rejected"] for answer in answered["queries"]):
-        from ingest.errors import BadInput
-
-        first = answered["queries"][0]
-        raise BadInput(f"{first['query']} cannot be used: {first['rejected']['detail']}; give another image")
+    if refused := all_refused(answered["queries"]):
+        raise refused
 
 
 def evaluate(

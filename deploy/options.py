@@ -77,6 +77,25 @@ GenerationNumber = Annotated[
     int | None, typer.Option("--generation", min=1, help="Generation to use; default: the newest.")
 ]
 
+Images = Annotated[
+    list[str], typer.Argument(metavar="IMAGE", help="Path or URL; - is standard input.", show_default=False)
+]
+Box = Annotated[
+    str | None,
+    typer.Option(
+        "--box", metavar="X0,Y0,X1,Y1", help="Only this part, in pixels of the image as it is shown."
+    ),
+]
+Top = Annotated[int, typer.Option("--top", min=1, help="Images to find.")]
+Where = Annotated[
+    str | None,
+    typer.Option(
+        "--where",
+        metavar="FILTER",
+        help='Only images whose metadata fit: year >= 1990 and (city = "Rome" or not private = true).',
+    ),
+]
+
 
 def cache_folder(given: Path | None) -> Path:
     """The folder of local copies: the one given, else `reseen` below XDG_CACHE_HOME or ~/.cache."""

@@ -1,13 +1,13 @@
 """Searching with image files on a server, told as `reseen search` tells what it found itself."""
 
-import ipaddress
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ingest.errors import BadInput, NotFound, ReseenError
+from ingest.errors import BadInput, NotFound
+from serve.loopback import is_loopback
 
 if TYPE_CHECKING:
     from deploy.terminal import Output
@@ -37,7 +37,9 @@ def query(
         NotFound: there is no such image. ServerProblem: as `serve.client.errors` tells.
     """
     from serve.client import Client
+    from serve.client.calls import server_url
 
+    url = server_url(url)
     if key is not None and not stays_private(url):
         output.warn(f"{url} is not https: whoever is on the way can read the API key")
     with (
@@ -161,11 +163,7 @@ def stays_private(url: str) -> bool:
 
 def _stays_here(url: str) -> bool:
     """Whether a URL leads to this machine by a loopback name."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+    return is_loopback(urlsplit(url).hostname or "")
 
 
 def request_of(**options: Any) -> "SearchRequest":
@@ -179,11 +177,3 @@ def request_of(**options: Any) -> "SearchRequest":
     except ValidationError as error:
         first = error.errors()[0]
         raise BadInput(f"--{first['loc'][0]}: {first['msg']}".replace("_", "-")) from None
-
-
-def all_refused(answers: Sequence[dict[str, Any]]) -> ReseenError | None:
-    """The error of a command whose images could all not be used, as `reseen search` raises it."""
-    if not all(answer["rejected"] for answer in answers):
-        return None
-    first = answers[0]
-    return BadInput(f"{first['query']} cannot be used: {first['rejected']['detail']}; give another image")

@@ -1,4 +1,4 @@
-"""How Ray Serve's processes are tuned: variables that Ray reads as they start, so set before Ray starts.
+"""How Ray Serve is tuned: by variables that its processes read as they start, so set before Ray starts.
 
 On a cluster that others start (KubeRay, `ray start`), set `RAY_SERVE_ENVIRONMENT` on every node yourself;
 without it all works, a search takes some milliseconds more, and a replica that hangs is replaced later.
@@ -16,6 +16,10 @@ RAY_SERVE_ENVIRONMENT = {
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
     "RAY_SERVE_LOG_TO_STDERR": "0",
 }
+
+# Serve's proxy gives a request up after so long, whatever becomes of the ingress that has it: the longest
+# deadline and the time that a body may take are less.
+REQUEST_TIMEOUT_S = 160.0
 
 
 def tune_ray_serve() -> None:

@@ -1,19 +1,20 @@
-"""The file for `serve deploy`, checked key by key: Ray itself ignores keys that it does not know."""
+"""The file for `serve deploy`, checked key by key, and whether its applications go together."""
 
-import types
-import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from deploy.schema_keys import told, unknown_keys
 from ingest.errors import BadInput, NotFound
+from serve.loopback import is_loopback
 
 if TYPE_CHECKING:
     from serve.cluster.settings import FrontSettings, SlotSettings
 
-_APPLICATIONS = ("serve.cluster.app:application", "serve.cluster.app:slot")
+_FRONT, _SLOT = "serve.cluster.app:application", "serve.cluster.app:slot"
 
 
 def check_serve_config(path: Path) -> str:
@@ -27,14 +28,13 @@ def check_serve_config(path: Path) -> str:
     from ray.serve.schema import ServeDeploySchema
 
     config = _read(path)
-    wrong = list(_unknown(config, ServeDeploySchema, ""))
-    deployed: Any = None
+    wrong = list(unknown_keys(config, ServeDeploySchema))
     try:
         deployed = ServeDeploySchema.model_validate(config)
     except ValidationError as error:
-        wrong += _told(error, "")
-    if deployed is not None:
-        wrong += _check_applications(config["applications"])
+        wrong += told(error)
+    else:
+        wrong += _check_applications(config["applications"], deployed.http_options.host)
     if wrong:
         raise BadInput(f"{path}: {'; '.join(dict.fromkeys(wrong))}")
     names = [each["name"] for each in config["applications"]]
@@ -55,101 +55,73 @@ def _read(path: Path) -> dict[str, Any]:
     return config
 
 
-def _unknown(value: Any, kind: Any, where: str) -> Iterator[str]:
-    """Keys that no model has, wherever a model stands."""
-    if isinstance(value, list):
-        for place, each in enumerate(value):
-            yield from _unknown(each, _element(kind), f"{where}[{place}]")
-        return
-    model = next((each for each in _alternatives(kind) if _is_model(each)), None)
-    if not isinstance(value, Mapping) or model is None:
-        return
-    known = {field.alias or name: field.annotation for name, field in model.model_fields.items()}
-    for key, each in value.items():
-        if key not in known:
-            yield f"there is no key {_at(where, key)} (known: {', '.join(sorted(known))})"
-        elif key == "runtime_env":
-            yield from _unknown_to_ray(each, _at(where, key))
-        else:
-            yield from _unknown(each, known[key], _at(where, key))
+@dataclass
+class _Server:
+    """The applications of one name."""
+
+    fronts: "list[FrontSettings]" = field(default_factory=list)
+    slots: "list[SlotSettings]" = field(default_factory=list)
 
 
-def _unknown_to_ray(environment: Any, where: str) -> Iterator[str]:
-    from ray.runtime_env import RuntimeEnv
-
-    for key in environment if isinstance(environment, Mapping) else ():
-        if key not in RuntimeEnv.known_fields:
-            yield f"there is no key {_at(where, key)} (known: {', '.join(sorted(RuntimeEnv.known_fields))})"
-
-
-def _alternatives(kind: Any) -> tuple[Any, ...]:
-    if typing.get_origin(kind) is typing.Annotated:
-        return _alternatives(typing.get_args(kind)[0])
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return tuple(found for each in typing.get_args(kind) for found in _alternatives(each))
-    return (kind,)
-
-
-def _element(kind: Any) -> Any:
-    lists = [each for each in _alternatives(kind) if typing.get_origin(each) is list]
-    return typing.get_args(lists[0])[0] if lists else None
-
-
-def _is_model(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
-
-
-def _at(where: str, key: object) -> str:
-    return f"{where}.{key}" if where else str(key)
-
-
-def _told(error: ValidationError, where: str) -> list[str]:
-    return [
-        f"{_at(where, '.'.join(map(str, each['loc'])))}: {each['msg']}"
-        for each in error.errors(include_url=False)
-    ]
-
-
-def _check_applications(applications: list[dict[str, Any]]) -> list[str]:
+def _check_applications(applications: list[dict[str, Any]], host: str | None) -> list[str]:
     """What is wrong with our applications: their `args`, their names, and how they go together."""
-    from serve.cluster.settings import FrontSettings, SlotSettings, slot_application
-
+    servers: dict[str, _Server] = {}
     wrong: list[str] = []
-    fronts: list[FrontSettings] = []
-    slots: list[SlotSettings] = []
-    for place, each in enumerate(applications):
-        where = f"applications[{place}]"
-        front = each["import_path"] == _APPLICATIONS[0]
-        if each["import_path"] not in _APPLICATIONS:
-            wrong.append(f"{where}.import_path is none of {', '.join(_APPLICATIONS)}")
-            continue
-        try:
-            if front:
-                fronts.append(FrontSettings.model_validate(each.get("args", {})))
-                expected = fronts[-1].name
-            else:
-                slots.append(SlotSettings.model_validate(each.get("args", {})))
-                expected = slot_application(slots[-1].name, slots[-1].slot)
-        except ValidationError as error:
-            wrong += _told(error, f"{where}.args")
-            continue
-        if each.get("name") != expected:
-            wrong.append(f"{where}.name must be {expected}, by its args")
-        if front != (each.get("route_prefix", "/") is not None):
-            wrong.append(f"{where}.route_prefix must be {'a path' if front else 'null'}")
-    return wrong or _check_together(fronts, slots)
+    for number, each in enumerate(applications):
+        where = f"applications[{number}]"
+        if each["import_path"] not in (_FRONT, _SLOT):
+            wrong.append(f"{where}.import_path is none of {_FRONT}, {_SLOT}")
+        else:
+            wrong += _check_application(each, where, servers)
+    if wrong:
+        return wrong
+    return [each for name, server in servers.items() for each in _check_server(name, server, host)]
 
 
-def _check_together(fronts: "list[FrontSettings]", slots: "list[SlotSettings]") -> list[str]:
-    if len(fronts) != 1:
-        return [f"one application must be {_APPLICATIONS[0]}, and there are {len(fronts)}"]
-    front, wrong = fronts[0], []
-    if sorted(front.slots) != sorted(each.slot for each in slots):
-        there = ", ".join(sorted(each.slot for each in slots)) or "none"
-        wrong.append(f"{front.name} asks the slots {', '.join(front.slots)}, and these are deployed: {there}")
-    for each in slots:
-        for key in ("gallery", "groups", "name"):
+def _check_application(application: Mapping[str, Any], where: str, servers: dict[str, _Server]) -> list[str]:
+    """What is wrong with one; notes its settings where they can be read."""
+    from serve.cluster.settings import FrontSettings, SlotSettings, group_deployment, slot_application
+
+    front, args = application["import_path"] == _FRONT, application.get("args", {})
+    try:
+        if front:
+            asked = FrontSettings.model_validate(args)
+            servers.setdefault(asked.name, _Server()).fronts.append(asked)
+            expected, deployments = asked.name, ["ingress", "encoder", "reranker"]
+        else:
+            slot = SlotSettings.model_validate(args)
+            servers.setdefault(slot.name, _Server()).slots.append(slot)
+            expected = slot_application(slot.name, slot.slot)
+            deployments = [group_deployment(group) for group in range(slot.groups)]
+    except ValidationError as error:
+        return told(error, f"{where}.args")
+    wrong = []
+    if application.get("name") != expected:
+        wrong.append(f"{where}.name must be {expected}, by its args")
+    if front != (application.get("route_prefix", "/") is not None):
+        wrong.append(f"{where}.route_prefix must be {'a path' if front else 'null'}")
+    for number, each in enumerate(application.get("deployments", ())):
+        at = f"{where}.deployments[{number}]"
+        if each["name"] not in deployments:
+            wrong.append(f"{at}.name is none of {', '.join(deployments)}")
+        elif not front and (each.get("num_replicas", 1) != 1 or "autoscaling_config" in each):
+            wrong.append(f"{at}: a slot has one replica of each group: for more, add a slot")
+    return wrong
+
+
+def _check_server(name: str, server: _Server, host: str | None) -> list[str]:
+    """What is wrong with how the applications of one name go together, and who could call them."""
+    if len(server.fronts) != 1:
+        return [f"one application of {name} must be {_FRONT}, and there are {len(server.fronts)}"]
+    front, wrong = server.fronts[0], []
+    if sorted(front.slots) != sorted(each.slot for each in server.slots):
+        there = ", ".join(sorted(each.slot for each in server.slots)) or "none"
+        wrong.append(f"{name} asks the slots {', '.join(front.slots)}, and these are deployed: {there}")
+    for each in server.slots:
+        for key in ("gallery", "groups"):
             mine, theirs = getattr(front, key), getattr(each, key)
             if mine != theirs:
-                wrong.append(f"slot {each.slot} has {key} {theirs}, and {front.name} has {mine}")
+                wrong.append(f"slot {each.slot} has {key} {theirs}, and {name} has {mine}")
+    if front.keys_file is None and host is not None and not is_loopback(host):
+        wrong.append(f"http_options.host {host} lets other machines in, and {name} has no keys_file")
     return wrong

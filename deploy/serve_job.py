@@ -1,8 +1,8 @@
 """Serving in one process: the embedded backend behind uvicorn, until a signal ends it."""
 
 import asyncio
-import ipaddress
 import logging
+import resource
 import signal
 import socket
 from collections.abc import Iterator
@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ingest.errors import BadInput
+from serve.loopback import is_loopback
 
 if TYPE_CHECKING:
     from deploy.terminal import Output
     from serve.front import DoorSettings, Front
 
+_OTHER_FILES = 1_024  # besides connections: the cache, the store, pipes to decoding processes
 _GRACE_S = 30  # for requests that are under way at the end; few have a longer deadline
 
 
@@ -27,13 +29,6 @@ def check_door(host: str, keys: Path | None) -> None:
             f"--host {host} lets other machines in, and --keys names no file of API keys: make one "
             "(reseen keys add), or serve on 127.0.0.1"
         )
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 @dataclass(frozen=True)
@@ -64,12 +59,21 @@ def serve_embedded(server: EmbeddedServer, log_level: str, output: "Output") -> 
 
     from serve.logs import log_json_lines, store_secrets
 
+    _allow_files(server.door.http.max_connections + _OTHER_FILES)
     log_json_lines(store_secrets(), level=getattr(logging, log_level.upper()))
     with (
         closing(_bound(server.host, server.port)) as listener,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
         runner.run(_until_stopped(server, listener, output))
+
+
+def _allow_files(count: int) -> None:
+    """As many open files as that, where the system lets us: each connection is one."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if now != resource.RLIM_INFINITY and now < count:
+        count = count if most == resource.RLIM_INFINITY else min(count, most)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, most))
 
 
 def _bound(host: str, port: int) -> socket.socket:
@@ -98,22 +102,26 @@ async def _until_stopped(server: EmbeddedServer, listener: socket.socket, output
             starting.cancel()
             await asyncio.wait((starting,))
             return
-        started, front = starting.result()
+        started, front, protocol = starting.result()
         stack.push_async_exit(started)
         warning = front.service.generation().warning
         if warning:
             output.warn(warning)
-        await _answer(front, listener, stopped)
+        await _answer(front, protocol, listener, stopped)
 
 
-async def _start(server: EmbeddedServer) -> "tuple[AsyncExitStack, Front]":
-    """A server with a generation loaded, and what ends it."""
+async def _start(server: EmbeddedServer) -> "tuple[AsyncExitStack, Front, type[asyncio.Protocol]]":
+    """What ends a server, a front with a generation loaded, and the connections to it."""
     from index.cache import Cache
     from ingest.gallery import open_gallery
     from ingest.store import Store
     from serve.front import open_front
+    from serve.http.crowd import Crowd
+    from serve.http.protocol import bounded_protocol
     from serve.metrics import PrometheusMetrics
     from serve.replicas.embedded import open_embedded
+
+    metrics, door = PrometheusMetrics(), server.door
 
     gallery = await asyncio.to_thread(lambda: open_gallery(Store(server.gallery)))
     async with AsyncExitStack() as stack:
@@ -126,18 +134,19 @@ async def _start(server: EmbeddedServer) -> "tuple[AsyncExitStack, Front]":
                 memory_bytes=server.memory_bytes,
             )
         )
-        front = open_front(gallery, backend, PrometheusMetrics(), server.door)
+        front = open_front(gallery, backend, metrics, door)
         stack.push_async_callback(front.close)
         await front.service.start()
-        return stack.pop_all(), front
+        crowd = Crowd(door.service.most_inside, metrics, door.http.origins)
+        return stack.pop_all(), front, bounded_protocol(crowd, door.http.max_connections)
     raise AssertionError("unreachable")
 
 
-async def _answer(front: "Front", listener: socket.socket, stopped: asyncio.Event) -> None:
+async def _answer(
+    front: "Front", protocol: type[asyncio.Protocol], listener: socket.socket, stopped: asyncio.Event
+) -> None:
     """Answers HTTP until stopped; then no more connections, and what was begun to its end."""
     import uvicorn
-
-    from serve.http.protocol import BoundedProtocol
 
     class Server(uvicorn.Server):
         @contextmanager
@@ -154,7 +163,7 @@ async def _answer(front: "Front", listener: socket.socket, stopped: asyncio.Even
     server = Server(
         uvicorn.Config(
             front.app,
-            http=BoundedProtocol,
+            http=protocol,
             ws="none",  # an upgraded connection would be out of its bounds
             proxy_headers=False,
             lifespan="on",

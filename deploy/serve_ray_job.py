@@ -9,107 +9,34 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploy.ray_environment import RAY_SERVE_ENVIRONMENT, tune_ray_serve
+from deploy.ray_environment import RAY_SERVE_ENVIRONMENT, REQUEST_TIMEOUT_S, tune_ray_serve
+from deploy.ray_server import RayServer
 from deploy.terminal import stop_on_sigterm
-from ingest.errors import BadInput, OverBudget, Unavailable
+from ingest.errors import BadInput, Unavailable
 
 if TYPE_CHECKING:
     from ray.serve import RunTarget
 
     from deploy.terminal import Output
-    from serve.cluster.settings import FrontSettings, LogLevel, SlotSettings
-    from serve.front import DoorSettings
 
 _SETTLE_S = 5.0  # after a slot is back, until every service has noticed
-
-
-@dataclass(frozen=True)
-class RayServer:
-    """What `reseen serve --ray` is asked for. `address`: of a running cluster; None: Ray is started here."""
-
-    slots: "tuple[SlotSettings, ...]"
-    front: "FrontSettings"
-    host: str
-    port: int
-    address: str | None
-
-
-def ray_server(
-    gallery: str,
-    door: "DoorSettings",
-    *,
-    host: str,
-    port: int,
-    address: str | None,
-    groups: int,
-    replicas: int,
-    cache: Path,
-    memory_bytes: int | None,
-    cpus: float,
-    log_level: "LogLevel",
-    fronts: tuple[int, int, int],
-) -> RayServer:
-    """A server whose replicas all have so many processors set aside.
-
-    Args:
-        replicas: of each group: so many slots.
-        fronts: how many ingresses, encoders and rerankers.
-
-    Raises:
-        NotFound: there is no such gallery, or it has no generation: Ray need not be started to learn that.
-    """
-    from index.generation import read_generation
-    from ingest.gallery import open_gallery
-    from ingest.store import Store
-    from serve.cluster.settings import FrontSettings, SlotSettings
-    from serve.replicas.embedded import slot
-
-    store = Store(gallery)
-    read_generation(open_gallery(store))
-    letters = tuple(slot(number) for number in range(replicas))
-    ingresses, encoders, rerankers = fronts
-    front = FrontSettings(
-        gallery=store.url,
-        groups=groups,
-        log_level=log_level,
-        slots=letters,
-        ingresses=ingresses,
-        encoders=encoders,
-        rerankers=rerankers,
-        ingress_cpus=cpus,
-        encoder_cpus=cpus,
-        reranker_cpus=cpus,
-        **{name: getattr(door, name) for name in type(door).model_fields},  # it has a field `keys`
-    )
-    slots = tuple(
-        SlotSettings(
-            gallery=store.url,
-            groups=groups,
-            log_level=log_level,
-            slot=letter,
-            cache=str(cache),
-            memory_bytes=memory_bytes,
-            cpus=cpus,
-            surge=replicas == 1,
-        )
-        for letter in letters
-    )
-    return RayServer(slots, front, host, port, address)
 
 
 def serve_on_ray(server: RayServer, output: "Output") -> None:
     """Deploys everything, and serves until SIGTERM or Ctrl-C; then takes down what it deployed or started.
 
     Raises:
+        BadInput: something else is served there under these names, or at another address.
         Unavailable: Ray cannot be started or joined, or a deployment does not start.
         OverBudget: the cluster has too few processors.
     """
     with _ray(server.address):
-        _check_room(server)
+        import ray
+
+        server.check_room(ray.cluster_resources().get("CPU", 0.0))
+        start_serve(server)
         try:
             deploy(server)
             output.say(f"Ray is at {_cluster_address()}: set RAY_ADDRESS to it for --roll")
@@ -121,19 +48,40 @@ def serve_on_ray(server: RayServer, output: "Output") -> None:
             take_down(server)
 
 
+def start_serve(server: RayServer) -> None:
+    """Starts Serve on the cluster that this process has joined, or finds it there and free for this server.
+
+    Raises:
+        BadInput: it serves applications of these names already, or at another address.
+    """
+    from ray import serve as ray_serve
+    from ray.serve.context import _get_global_client
+
+    served = ray_serve.status().applications
+    if taken := [each.name for each in server.applications() if each.name in served]:
+        raise BadInput(
+            f"the cluster serves {', '.join(taken)} already: give --roll to start that server anew, with "
+            "other options, or end it first (its command; `serve shutdown` where that is gone)"
+        )
+    ray_serve.start(
+        http_options={"host": server.host, "port": server.port, "request_timeout_s": REQUEST_TIMEOUT_S},
+        controller_options={"runtime_env": {"env_vars": RAY_SERVE_ENVIRONMENT}},
+    )
+    there = _get_global_client().http_config
+    if (there.host, there.port) != (server.host, server.port):
+        raise BadInput(
+            f"Serve runs on the cluster and listens on {there.host}:{there.port}, not on "
+            f"{server.host}:{server.port}: give --host {there.host} --port {there.port}, or end it first"
+        )
+
+
 def deploy(server: RayServer) -> None:
-    """Starts Serve on the cluster that this process has joined, and deploys everything at once.
+    """Deploys everything at once.
 
     Raises:
         Unavailable: an application does not start.
     """
-    from ray import serve as ray_serve
-
-    ray_serve.start(
-        http_options={"host": server.host, "port": server.port},
-        controller_options={"runtime_env": {"env_vars": RAY_SERVE_ENVIRONMENT}},
-    )
-    _deploy(_applications(server))
+    _deploy(server.applications())
 
 
 def take_down(server: RayServer) -> None:
@@ -141,7 +89,7 @@ def take_down(server: RayServer) -> None:
     from ray import serve as ray_serve
 
     there = ray_serve.status().applications
-    for application in reversed(_applications(server)):
+    for application in reversed(server.applications()):
         if application.name in there:
             ray_serve.delete(application.name)
 
@@ -166,7 +114,7 @@ def roll(server: RayServer, output: "Output", settle_s: float = _SETTLE_S) -> No
     with _ray(server.address):
         from ray import serve as ray_serve
 
-        applications = _applications(server)
+        applications = server.applications()
         served = ray_serve.status().applications
         if missing := [each.name for each in applications if each.name not in served]:
             raise BadInput(
@@ -180,28 +128,14 @@ def roll(server: RayServer, output: "Output", settle_s: float = _SETTLE_S) -> No
                 time.sleep(settle_s)
 
 
-def _applications(server: RayServer) -> "list[RunTarget]":
-    """The slots, then the front: in the order in which they are deployed anew."""
-    from ray.serve import RunTarget
-
-    from serve.cluster import app
-    from serve.cluster.settings import slot_application
-
-    name = server.front.name
-    slots = [
-        RunTarget(app.slot(each), slot_application(name, each.slot), route_prefix=None)
-        for each in server.slots
-    ]
-    return [*slots, RunTarget(app.application(server.front), name, route_prefix="/")]
-
-
 def _deploy(applications: "Sequence[RunTarget]") -> None:
     """Waits until they run."""
     from ray import serve as ray_serve
+    from ray.serve.exceptions import RayServeException
 
     try:
         ray_serve.run_many(applications)
-    except RuntimeError as error:  # what a constructor raised, at length
+    except (RuntimeError, RayServeException) as error:  # what a constructor or Serve said, at length
         text = " ".join(str(error).split())
         raise Unavailable(f"a server on Ray does not start: {text[-400:]}; see Ray Serve's logs") from error
 
@@ -244,22 +178,3 @@ def _shut_serve_down() -> None:
     from ray import serve as ray_serve
 
     ray_serve.shutdown()
-
-
-def _check_room(server: RayServer) -> None:
-    """`OverBudget` where the cluster can never hold all replicas: Serve would wait for ever."""
-    import ray
-
-    front = server.front
-    needed = (
-        front.groups * sum(each.cpus for each in server.slots)
-        + front.ingresses * front.ingress_cpus
-        + front.encoders * front.encoder_cpus
-        + front.rerankers * front.reranker_cpus
-    )
-    there = ray.cluster_resources().get("CPU", 0.0)
-    if needed > there:
-        raise OverBudget(
-            f"the replicas want {needed:g} processors set aside and the cluster has {there:g}: ask for fewer "
-            "groups or replicas, or set fewer aside for each (--cpus)"
-        )

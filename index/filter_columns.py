@@ -62,7 +62,7 @@ def compared(column: pa.ChunkedArray, op: str, value: Value) -> Bool[np.ndarray,
     if kind is None:
         return nothing
     if pa.types.is_dictionary(column.type):
-        return _by_dictionary(column, op, value)
+        return _by_dictionary(column, lambda texts: compared(texts, op, value))
     if isinstance(value, str):
         return _texts(column, op, value)
     if kind == "boolean" and wanted == "boolean":
@@ -79,20 +79,38 @@ def compared(column: pa.ChunkedArray, op: str, value: Value) -> Bool[np.ndarray,
 
 
 def any_of(column: pa.ChunkedArray, values: Sequence[Value]) -> Bool[np.ndarray, " n"]:
-    """Where a column has one of some values."""
-    if kind_of(column.type) == "text" and not pa.types.is_dictionary(column.type):
-        wanted = [encode_key(value) for value in values if isinstance(value, str)]
-        return _bools(pc.is_in(_bytes(column), value_set=pa.array(wanted, pa.large_binary())))
+    """Where a column has one of some values: one pass, however many there are."""
+    kind = kind_of(column.type)
+    if kind is None:
+        return np.zeros(len(column), bool)
+    if pa.types.is_dictionary(column.type):
+        return _by_dictionary(column, lambda texts: any_of(texts, values))
     found = np.zeros(len(column), bool)
-    for value in values:
-        found |= compared(column, "=", value)
+    if texts := [encode_key(value) for value in values if isinstance(value, str)]:
+        found |= _bools(pc.is_in(_bytes(column), value_set=pa.array(texts, pa.large_binary())))
+    if kind != "text":
+        alike = "number" if kind == "integer" else kind
+        equals = _equals(column.type, [value for value in values if kind_of_value(value) == alike])
+        found |= _bools(pc.is_in(column, value_set=equals))
     return found
 
 
-def _by_dictionary(column: pa.ChunkedArray, op: str, value: Value) -> Bool[np.ndarray, " n"]:
+def _equals(kind: pa.DataType, values: Sequence[Value]) -> pa.Array:
+    """What a column can hold that equals one of some values: of numbers those that are not rounded by it."""
+    if pa.types.is_boolean(kind):
+        return pa.array(values, kind)
+    bound = _integer_bound if pa.types.is_integer(kind) else _float_bound
+    bounds = [bound("=", value) for value in values if not isinstance(value, str)]
+    exact = [each[1] for each in bounds if not isinstance(each, bool)]
+    return pa.array([*exact, *(-number for number in exact if number == 0)], kind)  # Arrow tells 0 from -0
+
+
+def _by_dictionary(
+    column: pa.ChunkedArray, meets: Callable[[pa.ChunkedArray], Any]
+) -> Bool[np.ndarray, " n"]:
     found = []
     for chunk in column.chunks:
-        of_value = compared(pa.chunked_array([chunk.dictionary]), op, value)
+        of_value = meets(pa.chunked_array([chunk.dictionary]))
         codes = chunk.indices
         there = ~_bools(pc.is_null(codes))
         found.append(there & np.append(of_value, False)[codes.fill_null(len(of_value)).to_numpy(False)])

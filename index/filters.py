@@ -33,8 +33,8 @@ from ingest.errors import BadInput
 
 OWN_COLUMNS = ("source", "key")  # of the row tables, beside the metadata
 MOST_COMPARISONS = 256
-MOST_VALUES = 1_000  # of one `in`
-
+MOST_VALUES = 1_000  # of all `in` together
+MOST_TEXT = 2**17  # characters of all names and values: filters are kept, and travel with each scan
 
 Text = Annotated[str, Strict(), Field(max_length=MOST_CHARACTERS)]
 Value = (
@@ -173,8 +173,8 @@ def _tree(text: str) -> Mapping[str, Any]:
 
 
 def _check_size(tree: Any) -> None:
-    """`BadInput` for a tree that is nested or branches too much, before anything walks it by recursion."""
-    waiting, comparisons = [(tree, 0)], 0
+    """`BadInput` for a tree that is nested, branches or says too much, before anything walks it."""
+    waiting, comparisons, values, characters = [(tree, 0)], 0, 0, 0
     while waiting:
         node, depth = waiting.pop()
         if depth > MOST_DEPTH:
@@ -184,9 +184,24 @@ def _check_size(tree: Any) -> None:
         comparisons += 1
         if comparisons > MOST_COMPARISONS:
             raise BadInput(f"the filter has more than {MOST_COMPARISONS} parts: use `in`, or fewer")
+        some = node.get("value")
+        listed = some if isinstance(some, list | tuple) else ()
+        values += len(listed)
+        if values > MOST_VALUES:
+            raise BadInput(f"the filter has more than {MOST_VALUES} values: give fewer to `in`")
+        characters += sum(map(_length, (node.get("column"), some, *listed)))
+        if characters > MOST_TEXT:
+            raise BadInput(f"the filter has more than {MOST_TEXT} characters: use fewer, or shorter, texts")
         for word in {"and", "or", "not"} & node.keys():
             inner = node[word]
             waiting += [(each, depth + 1) for each in (inner if isinstance(inner, list | tuple) else [inner])]
+
+
+def _length(value: Any) -> int:
+    """Characters, roughly."""
+    if isinstance(value, int):
+        return value.bit_length() // 3
+    return len(value) if isinstance(value, str) else 0
 
 
 def filter_json(where: Filter) -> str:

@@ -79,7 +79,7 @@ class _View:
         parameters, allowed = self.selection(asked.where, asked.lists)
         scores, rows = self.segment.nearest(vector, asked.k, parameters, allowed)
         known = self.segment.rows
-        details = tuple(known.row(row) for row in rows[: asked.detail].tolist())
+        details = tuple(known.rows(rows[: asked.detail]))
         return Scanned(scores, known.image_ids[rows], tuple(known.places(rows)), allowed, details)
 
     def row_of(self, image_id: int) -> int | None:
@@ -161,7 +161,7 @@ class ShardGroup:
         for view in self._views:
             row = view.row_of(image_id)
             if row is not None:
-                return view.segment.rows.row(row)
+                return view.segment.rows.rows(np.array([row]))[0]
         return None
 
     def _checked(self, asked: Scan) -> Float32[np.ndarray, " d"]:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from index.expansion import ExpansionSettings, expand_query
+from index.scan import Scanned
 from index.steps import Evidence, PairStep, Query
 from ingest.feature_reader import Place
 from ingest.image_features import ImageFeatures
@@ -33,6 +34,15 @@ class Hit:
     similarity: float
     score: float
     evidence: tuple[Evidence, ...] = ()
+
+
+def hits_of(found: Scanned) -> list[Hit]:
+    """The answers of an index as hits, nothing looked at yet."""
+    scores = found.scores.tolist()
+    return [
+        Hit(image, place, score, score)
+        for image, place, score in zip(found.image_ids.tolist(), found.places, scores, strict=True)
+    ]
 
 
 def look_again(step: PairStep, depth: int, query: Query, hits: Sequence[Hit], read: Read) -> list[Hit]:

@@ -50,6 +50,8 @@ def merge_scanned(scanned: Sequence[Scanned], k: int, detail: int | None = None)
         detail: rows to keep at the most; by default for as many of the best as all have theirs, which are
             the scan's `detail` at least. `seconds` are those of the slowest.
     """
+    if len(scanned) == 1 and len(scanned[0].places) <= k and detail is None:
+        return scanned[0]
     scores = np.concatenate([np.empty(0, np.float32), *(each.scores for each in scanned)])
     ids = np.concatenate([np.empty(0, np.int64), *(each.image_ids for each in scanned)])
     places = [place for each in scanned for place in each.places]

@@ -27,7 +27,8 @@ class GroupState:
     shards: digests, in the order of the generation.
     rows: that can be found (published and not masked). lists: inverted lists; 1 where the index is flat.
     dim: components of its vectors. columns: what filters may name, and its type (`index.filters`).
-    code_bytes: memory of its lists and row tables. seconds: that loading took.
+    code_bytes: memory of its lists and row tables, without what it shares with those loaded before it.
+    seconds: that loading took.
     """
 
     generation: int
@@ -74,7 +75,7 @@ class Replica(Protocol):
 
 
 class Encoder(Protocol):
-    """Query images to vectors and features."""
+    """Query images to vectors and features. Any method may raise `Unavailable` and `Away`, see `Reranker`."""
 
     async def encode(
         self, generation: int, image: ImageQuery, labels: Collection[str]
@@ -100,7 +101,7 @@ class Encoded:
 class Reranker(Protocol):
     """All that reads the features, vectors and images of the gallery.
 
-    Any method may raise `Unavailable`: the store did not answer.
+    Any method may raise `Unavailable` (the store did not answer) and `Away` (nobody is there to ask it).
     """
 
     async def look(

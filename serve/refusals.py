@@ -38,6 +38,13 @@ class NotReady(Unavailable):
     """Nothing can be searched now: no generation is loaded, or no group of shards answers."""
 
 
+class Away(Unavailable):
+    """A part of the server does not work now: the encoder, the reranker, a replica. The storage may be well.
+
+    The message names the part, and is for callers: nothing of what its libraries said.
+    """
+
+
 class ImageRejected(BadInput):
     """A query image that cannot be used. `reason` is of a closed set; `detail` one sentence."""
 

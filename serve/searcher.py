@@ -13,10 +13,10 @@ from jaxtyping import Float32
 from index.cache import Cache
 from index.filters import Filter, check_filter
 from index.generation import Generation
-from index.group import Row, Scanned, ShardGroup, open_group, search_groups
+from index.group import Row, ShardGroup, open_group, search_groups
 from index.opened import newest_whole
 from index.projection import l2_normalised
-from index.rerank import Hit
+from index.rerank import Hit, hits_of
 from index.steps import Evidence, Query, StepSettings
 from index.stored_vectors import StoredVectors
 from ingest.catalogue import Catalogue, read_catalogue
@@ -328,15 +328,6 @@ def open_searcher(
         return Searcher(gallery, group, read_catalogue(gallery, generation.catalogue), compute)
 
     return newest_whole(gallery, number, opened)
-
-
-def hits_of(found: Scanned) -> list[Hit]:
-    """The answers of an index as hits, nothing looked at yet."""
-    scores = found.scores.tolist()
-    return [
-        Hit(image, place, score, score)
-        for image, place, score in zip(found.image_ids.tolist(), found.places, scores, strict=True)
-    ]
 
 
 def uri_of(url: str, key: str) -> str:

@@ -14,22 +14,13 @@ import numpy as np
 
 from index.filters import Filter, filter_json, parse_filter
 from index.group import Row, Scan, Scanned
-from ingest.errors import (
-    BadInput,
-    Conflict,
-    Corrupt,
-    NotFound,
-    OverBudget,
-    ReseenError,
-    Unavailable,
-)
+from ingest.errors import ReseenError
 from ingest.feature_reader import Place
+from serve.failures import Failure, failure_of
 
 _SCAN = struct.Struct("<iiiii")  # k, lists, detail, components, bytes of the filter
 _FOUND = struct.Struct("<Bqdiii")  # 0, allowed, seconds, hits, bytes of the parts, bytes of the rows
-_ERROR = struct.Struct("<Bi")  # 1, bytes of [class, message]
-_TREE = (BadInput, NotFound, Conflict, Corrupt, Unavailable, OverBudget)
-_ERRORS = {error.__name__: error for error in _TREE}
+_ERROR = struct.Struct("<Bi")  # 1, bytes of the failure
 
 
 def encode_scans(scans: Sequence[Scan]) -> bytes:
@@ -66,7 +57,7 @@ def encode_scanned(answers: Sequence[Scanned | ReseenError]) -> bytes:
 
 
 def decode_scanned(data: bytes) -> list[Scanned | ReseenError]:
-    """What `encode_scanned` was given; of an error its class of the tree and its message."""
+    """What `encode_scanned` was given; errors as `serve.failures` tells them."""
     answers: list[Scanned | ReseenError] = []
     at = 0
     while at < len(data):
@@ -110,16 +101,14 @@ def _read_found(data: bytes, at: int) -> tuple[int, Scanned]:
 
 
 def _error(error: ReseenError) -> bytes:
-    known = next((name for name, kind in _ERRORS.items() if isinstance(error, kind)), "Unavailable")
-    told = _dumped([known, str(error)])
+    told = _dumped(failure_of(error))
     return _ERROR.pack(1, len(told)) + told
 
 
 def _read_error(data: bytes, at: int) -> tuple[int, ReseenError]:
     _, length = _ERROR.unpack_from(data, at)
     at += _ERROR.size
-    name, message = json.loads(data[at : at + length])
-    return at + length, _ERRORS[name](message)
+    return at + length, Failure(*json.loads(data[at : at + length])).error()
 
 
 def _dumped(value: Any) -> bytes:

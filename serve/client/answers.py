@@ -116,6 +116,6 @@ def retry_after_s(headers: Mapping[str, str], now: datetime) -> float | None:
 def _date(said: str) -> datetime | None:
     try:
         found = parsedate_to_datetime(said)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return found if found.tzinfo else found.replace(tzinfo=UTC)

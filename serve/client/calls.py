@@ -1,5 +1,6 @@
 """The requests of a client, as values: one function for each endpoint. Pure, but for reading image files."""
 
+import io
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -7,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel
 
@@ -212,12 +214,22 @@ def metrics() -> Call[str]:
 
 def server_url(url: str) -> str:
     """The URL of a server without a slash at its end; `BadInput` unless it is http or https."""
-    scheme, separator, rest = url.partition("://")
-    if not separator or scheme.lower() not in ("http", "https") or not rest.strip("/"):
-        raise BadInput(f"{url!r} is not the URL of a server: give http://HOST:PORT or https://HOST")
-    if "@" in rest.partition("/")[0] or "?" in rest or "#" in rest:
+    if "@" in url.partition("://")[2].partition("/")[0] or "?" in url or "#" in url:
         raise BadInput("the URL of a server has no user, password, query or fragment: give the key as `key`")
+    if not _leads_somewhere(url):
+        raise BadInput(f"{url!r} is not the URL of a server: give http://HOST:PORT or https://HOST")
     return url.rstrip("/")
+
+
+def _leads_somewhere(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        host = (parts.hostname or "").encode("idna")  # as the look-up of the name does
+        port = parts.port  # ValueError beyond 65,535
+    except ValueError:
+        return False
+    blank = any(each.isspace() for each in parts.netloc)
+    return parts.scheme in ("http", "https") and host != b"" and port != 0 and not blank
 
 
 def key_headers(key: str | None) -> dict[str, str]:
@@ -231,11 +243,15 @@ def key_headers(key: str | None) -> dict[str, str]:
 
 def httpx_arguments(request: Request, server: str) -> dict[str, Any]:
     """Arguments of httpx's `build_request` for a request to a server."""
+    files = [
+        (field, (name, io.BytesIO(data), kind))  # which httpx sends in pieces; bytes it sends at once
+        for field, (name, data, kind) in request.files or ()
+    ]
     return {
         "method": request.method,
         "url": server + request.path,
         "params": request.params or None,
         "headers": request.headers,
         "content": request.content,
-        "files": request.files,
+        "files": files or None,
     }

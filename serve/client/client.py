@@ -10,7 +10,7 @@ Both classes only move bytes: what is sent, what answers mean and when to ask ag
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Self, TypeVar, Unpack
+from typing import Self, TypeVar, Unpack, cast
 
 import httpx
 
@@ -26,11 +26,11 @@ from serve.api import (
     SearchResponse,
     UploadInfo,
 )
-from serve.client import calls as calls
+from serve.client import calls
 from serve.client.answers import Answer
 from serve.client.calls import Call, Image, ImageNumber
 from serve.client.retries import Broken, Send
-from serve.client.settings import ClientOptions, ClientSettings, answer_of, broken_by
+from serve.client.settings import ClientOptions, ClientSettings, Paced, answer_of, broken_by
 
 Value = TypeVar("Value")
 _DEFAULT = SearchOptions()
@@ -47,7 +47,7 @@ class Client:
         options: `serve.client.settings.ClientOptions`.
 
     Raises:
-        BadInput: `url` or `key` is no such thing.
+        BadInput: `url`, `key` or an option is no such thing.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Client:
     ) -> None:
         self._settings = ClientSettings(url, key, options)
         self._sleep = sleep
-        self._http = httpx.Client(**self._settings.http)
+        self._http = self._settings.opened(httpx.Client)
 
     def search(
         self,
@@ -148,14 +148,16 @@ class Client:
                 self._sleep(step.seconds)
 
     def _sent(self, step: Send) -> Answer | Broken:
+        clock = self._settings.surroundings.clock
         try:
             request = self._http.build_request(**self._settings.arguments(step))
+            request.stream = Paced(cast(httpx.SyncByteStream, request.stream), clock, step.deadline)
             response = self._http.send(request, stream=True)
             try:
                 body = bytearray()
-                for chunk in response.iter_bytes():  # httpx's timeout is of each piece, not of all
+                for chunk in response.iter_bytes():  # as in `Paced`
                     body += chunk
-                    if self._settings.surroundings.clock() > step.deadline:
+                    if clock() > step.deadline:
                         return Broken("", late=True)
                 return answer_of(response, bytes(body), step)
             finally:
@@ -186,7 +188,7 @@ class AsyncClient:
     ) -> None:
         self._settings = ClientSettings(url, key, options)
         self._sleep = sleep
-        self._http = httpx.AsyncClient(**self._settings.http)
+        self._http = self._settings.opened(httpx.AsyncClient)
 
     async def search(
         self,

@@ -1,9 +1,10 @@
 """When a client asks again, and when it gives up. No connection and no waiting here: both clients drive it.
 
 Every endpoint reads, or keeps something under the name of its content: to ask twice does no harm. So a call
-is repeated when the connection breaks and when the server says that it is too busy or not able now (429, 502,
-503, 504), after a random part of a growing pause ("full jitter"), added to what Retry-After asks for; never
-beyond the call's deadline.
+is repeated when the connection breaks, when the server says that it is too busy or not able now (429, 502,
+503, 504), and when a proxy says that its server is gone (408 and 500 without a problem document): after a
+random part of a growing pause ("full jitter"), added to what Retry-After asks for; never beyond the call's
+deadline.
 """
 
 import random
@@ -22,6 +23,8 @@ from serve.client.errors import ServerProblem, TooLate, Unreachable
 
 Value = TypeVar("Value")
 AGAIN = frozenset({429, 502, 503, 504})
+_AGAIN_OF_PROXIES = frozenset({"http-408", "http-500"})
+_LONGEST_S = 1_000_000  # sockets take no more than so many
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -100,8 +103,8 @@ def talk(
         ServerProblem: there is no value, and another attempt would not help or would be too late.
         BadInput: the deadline or the request's id is no such thing.
     """
-    if not timeout_s > 0:
-        raise BadInput(f"a deadline of {timeout_s} seconds leaves no time: give more than 0")
+    if not 0 < timeout_s <= _LONGEST_S:
+        raise BadInput(f"a deadline of {timeout_s} seconds is none: give more than 0, up to {_LONGEST_S}")
     named = checked_id(request_id) if request_id is not None else surroundings.new_id()
     deadline = surroundings.clock() + timeout_s
     attempt = 0
@@ -115,7 +118,8 @@ def talk(
             return call.read(outcome)
         problem = _problem(outcome, server, timeout_s, named, surroundings)
         pause = retries.pause_s(attempt, surroundings.draw(), problem.retry_after_s)
-        again = isinstance(problem, Unreachable) or problem.status in AGAIN
+        passing = problem.status in AGAIN or problem.code in _AGAIN_OF_PROXIES
+        again = passing or isinstance(problem, Unreachable)
         if not again or attempt == retries.attempts or surroundings.clock() + pause >= deadline:
             raise _counted(problem, attempt)
         yield Pause(pause)

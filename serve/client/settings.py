@@ -1,6 +1,7 @@
 """What both clients are made of: where to, as whom, how long, how often."""
 
 import ssl
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypedDict, TypeVar
 
 import httpx
@@ -11,6 +12,7 @@ from serve.client.calls import Call, httpx_arguments, key_headers, server_url
 from serve.client.retries import REAL, Broken, Retries, Send, Surroundings, Talk, talk
 
 Value = TypeVar("Value")
+AnyClient = TypeVar("AnyClient", httpx.Client, httpx.AsyncClient)
 
 _CONNECT_S = 5.0  # a machine that is not there does not refuse: it says nothing
 _KEPT_S = 4.0  # uvicorn closes an idle connection after 5 s: be first
@@ -66,9 +68,22 @@ class ClientSettings:
             "follow_redirects": False,  # nobody else gets the key
         }
         try:
-            httpx.URL(self.url)
-        except httpx.InvalidURL as error:
+            _ = httpx.URL(self.url).host  # read again for every request
+        except (httpx.InvalidURL, ValueError) as error:
             raise BadInput(f"{url!r} is not the URL of a server: {error}") from None
+
+    def opened(self, kind: type[AnyClient]) -> AnyClient:
+        """A client of httpx, which opens connections when they are needed.
+
+        Raises:
+            BadInput: the proxy or the certificates, given or of the environment, cannot be used.
+        """
+        try:
+            return kind(**self.http)
+        except (httpx.InvalidURL, ValueError, ImportError, OSError) as error:
+            raise BadInput(
+                f"no connection to {self.url} can be made ({error}): check the proxy and the certificates"
+            ) from None
 
     def talk(self, call: Call[Value], timeout_s: float | None, request_id: str | None) -> Talk[Value]:
         """The conversation about a call, with these settings where none are given."""
@@ -79,6 +94,19 @@ class ClientSettings:
         """What httpx builds a request from."""
         timeout = httpx.Timeout(step.left_s, connect=min(_CONNECT_S, step.left_s))
         return httpx_arguments(step.request, self.url) | {"timeout": timeout}
+
+
+class Paced(httpx.SyncByteStream):
+    """A body that is sent until the deadline: httpx's timeout is of each piece, not of all."""
+
+    def __init__(self, body: Iterable[bytes], clock: Callable[[], float], deadline: float) -> None:
+        self._body, self._clock, self._deadline = body, clock, deadline
+
+    def __iter__(self) -> Iterator[bytes]:
+        for piece in self._body:
+            if self._clock() > self._deadline:
+                raise httpx.WriteTimeout("the deadline passed while the request was sent")
+            yield piece
 
 
 def answer_of(response: httpx.Response, body: bytes, step: Send) -> Answer:

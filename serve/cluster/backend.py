@@ -26,13 +26,13 @@ import numpy as np
 from index.group import Row
 from index.rerank import Hit
 from index.steps import PairSettings, Query, StepSettings
-from ingest.errors import Unavailable
 from ingest.feature_reader import Place
 from ingest.outcomes import Rejected
 from serve.backend import Backend, Comparison, Encoded, GroupState
-from serve.cluster.replies import Failed
 from serve.cluster.settings import FrontSettings, group_deployment, slot_application
+from serve.failures import Failure
 from serve.query import ImageQuery
+from serve.refusals import Away
 
 _LOOK_AGAIN_S = 0.2  # between two looks for a deployment that is not there yet
 
@@ -48,7 +48,7 @@ class _Remote:
         """What a replica answers. Cancelled with the task that awaits it.
 
         Raises:
-            Unavailable: it is gone, or failed in a way that is no error of ours.
+            Away: it is gone, or failed in a way that is no error of ours.
             ReseenError: what it raised.
         """
         response = None
@@ -60,12 +60,11 @@ class _Remote:
                 response.cancel()
             task = asyncio.current_task()
             if task is not None and not task.cancelling():  # Ray or gRPC gave it up, not our caller
-                raise Unavailable(f"{self.name} dropped the call") from None
+                raise Away(f"{self.name} dropped the call: try again soon") from None
             raise
         except Exception as error:  # Ray has many, and gRPC its own
-            text = " ".join(str(error).split())[:300]
-            raise Unavailable(f"{self.name} does not answer ({type(error).__name__}: {text})") from error
-        if isinstance(reply, Failed):
+            raise Away(f"{self.name} does not answer ({type(error).__name__}): try again soon") from error
+        if isinstance(reply, Failure):
             raise reply.error()
         return reply
 

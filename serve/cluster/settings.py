@@ -4,6 +4,7 @@ Each slot is an application of its own, with one replica of each group of shards
 `revision`, if nothing else) restarts that slot alone. The front (ingress, encoder, reranker) is one more.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -39,6 +40,17 @@ class SlotSettings(_Settings):
     )
     threads: int | None = Field(None, ge=1, description="that scan; default: one a processor of the node")
     cpus: float = Field(1.0, ge=0, description="that Ray sets aside for a replica")
+    node_memory_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="that Ray sets aside for a replica, its process and its index: a node that has not so "
+        "much left gets none",
+    )
+    node_labels: Mapping[str, str] = Field(
+        {},
+        description="of the nodes that may have this slot (ray start --labels): with others for each slot, "
+        "the replicas of a group are on different nodes",
+    )
     surge: bool = Field(
         False,
         description="a new deployment starts beside the old one: twice the memory for a while, and needed "

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ingest.errors import ReseenError
 from serve.http.doors import Doorkeeper
@@ -66,6 +67,7 @@ def create_app(
     app.include_router(page_routes(page))
     app.openapi = document(app, keys is not None)  # type: ignore[method-assign]
     # Added last is outermost.
+    app.add_middleware(_HeadAsGet)
     app.add_middleware(Gate, settings=settings, doorkeeper=Doorkeeper(settings, keys), redact=redact)
     if settings.origins:
         app.add_middleware(
@@ -78,6 +80,18 @@ def create_app(
         )
     app.add_middleware(Attendant, metrics=metrics, redact=redact)
     return app
+
+
+class _HeadAsGet:
+    """Answers HEAD as GET; the server in front leaves the body out (RFC 9110, 9.3.2)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await self._app(scope, receive, send)
 
 
 def _lifespan(parts: Parts) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:

@@ -141,6 +141,8 @@ async def attended(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, se
     watcher = asyncio.create_task(watch())
     try:
         await asyncio.wait({work, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if work.cancelled():  # by none of us: some part of it took its own trouble for ours
+            raise RuntimeError("the work for a request was cancelled from inside")
         if work.done():
             work.result()
             return

@@ -3,7 +3,6 @@
 What is not in the table is not there: a new route that is forgotten here answers 404, never without a key.
 """
 
-import ipaddress
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -13,9 +12,11 @@ from typing import Literal
 from starlette.datastructures import Headers
 from starlette.types import Scope as ConnectionScope
 
-from serve.http.keys import Key, Keys, Scope
+from serve.http.key_file import Key, Scope
+from serve.http.keys import Keys
 from serve.http.problems import Refused, overloaded
 from serve.http.settings import HttpSettings
+from serve.loopback import is_loopback
 
 Body = Literal["none", "json", "image", "images"]
 
@@ -117,8 +118,9 @@ class Doorkeeper:
     def _check_host(self, door: Door, headers: Headers) -> None:
         if door.path in ("/livez", "/readyz"):
             return
-        host = _host_name(headers.get("host", ""))
-        if not _is_loopback(host) and host not in self._hosts:
+        given = headers.getlist("host")
+        host = _host_name(given[0]) if len(given) == 1 else ""  # of two, a proxy may have looked at the other
+        if not is_loopback(host) and host not in self._hosts:
             raise Refused(
                 "forbidden",
                 "without keys this server answers only where it is called by a loopback name (127.0.0.1, "
@@ -148,15 +150,6 @@ def _host_name(host: str) -> str:
     """A Host header without its port."""
     matched = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]*)(:[0-9]{0,5})?", host)
     return matched[1].lower().strip("[]").rstrip(".") if matched else ""
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class _Buckets:

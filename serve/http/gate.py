@@ -1,5 +1,6 @@
 """The way in and out of the application: request id, headers, log line, doors and bodies."""
 
+import asyncio
 import logging
 import re
 import secrets
@@ -52,8 +53,7 @@ class Attendant:
             await self._app(scope, receive, send)
             return
         begun, status = self._clock(), 0
-        given = Headers(scope=scope).get("x-request-id", "")
-        context = RequestContext(given if _SANE_ID.fullmatch(given) else secrets.token_hex(8))
+        context = RequestContext(request_id_for(Headers(scope=scope).get("x-request-id", "")))
         enter_request(context)
 
         async def answer(message: Message) -> None:
@@ -66,8 +66,10 @@ class Attendant:
         try:
             await self._app(scope, receive, answer)
         except ClientGone:
-            status = _GONE
-            self._metrics.count("cancelled")
+            status = self._gone()
+        except asyncio.CancelledError:  # so Ray tells it
+            status = status or self._gone()
+            raise
         except Exception as error:
             if status:
                 raise
@@ -75,9 +77,13 @@ class Attendant:
         finally:
             self._write_down(scope, context, status, self._clock() - begun)
 
+    def _gone(self) -> int:
+        self._metrics.count("cancelled")
+        return _GONE
+
     def _write_down(self, scope: Scope, context: RequestContext, status: int, seconds: float) -> None:
         door = door_of(path_of(scope))
-        route, method = door.path if door else "other", _known(scope["method"])
+        route, method = door.path if door else "other", known_method(scope["method"])
         self._metrics.observe("request", seconds)
         self._metrics.count("requests", route=route, method=method, status=str(status), code=context.code)
         fields = {
@@ -92,7 +98,13 @@ class Attendant:
         _LOG.info("request", extra={"fields": fields})
 
 
-def _known(method: str) -> str:
+def request_id_for(given: str) -> str:
+    """The id that a client gave its request, if it is fit to be written down; else a new one."""
+    return given if _SANE_ID.fullmatch(given) else secrets.token_hex(8)
+
+
+def known_method(method: str) -> str:
+    """A method as a label of metrics: nobody makes up new ones."""
     return method if method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS") else "other"
 
 

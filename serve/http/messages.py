@@ -11,6 +11,7 @@ from starlette.responses import Response
 from serve.http.problems import Refused, invalid
 
 M = TypeVar("M", bound=BaseModel)
+_MOST_NESTS = 20_000  # a filter has hundreds; a million of them take seconds to read
 
 
 def read_json(model: type[M], body: bytes) -> M:
@@ -20,6 +21,8 @@ def read_json(model: type[M], body: bytes) -> M:
         Refused: bad-request where it is no JSON object (UTF-8, every name once), invalid where a field is
             not what it must be; the field is named, and nothing that was sent is repeated.
     """
+    if body.count(b"[") + body.count(b"{") > _MOST_NESTS:
+        raise Refused("invalid", f"the body has over {_MOST_NESTS} lists and objects")
     try:
         json.loads(body, object_pairs_hook=_every_name_once, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -57,7 +60,9 @@ def json_response(answer: BaseModel, status: int = 200) -> Response:
 
 
 def media_type(request: Request) -> str:
-    """The type of a body without its parameters, in small letters."""
+    """The type of a body without its parameters, in small letters; one that is encoded besides is refused."""
+    if request.headers.get("content-encoding", "").strip().lower() not in ("", "identity"):
+        raise Refused("unsupported-media-type", "send the body as it is, without a Content-Encoding")
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 

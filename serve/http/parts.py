@@ -1,11 +1,15 @@
 """What the routes work with, in one value."""
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from serve.http.settings import HttpSettings
 from serve.http.thumbnails import Thumbnails
 from serve.http.uploads import Uploads
 from serve.metrics import Metrics
+from serve.refusals import DeadlineExceeded
 from serve.replicas.workers import Workers
 from serve.service.search_service import SearchService
 
@@ -21,6 +25,19 @@ class Parts:
     thumbnails: Thumbnails
     upload_threads: Workers = field(default_factory=lambda: Workers("uploads", 4, 32))
     thumbnail_threads: Workers = field(default_factory=lambda: Workers("thumbnails", 2, 128))
+
+    @asynccontextmanager
+    async def in_time(self, within_s: float | None = None) -> AsyncIterator[None]:
+        """Bounds what waits for a store, in seconds; None: as the settings say.
+
+        Raises:
+            DeadlineExceeded: it took longer. A call that runs goes on in its thread, of which there are few.
+        """
+        try:
+            async with asyncio.timeout(self.settings.store_timeout_s if within_s is None else within_s):
+                yield
+        except TimeoutError:
+            raise DeadlineExceeded("what is stored could not be read in time: try again later") from None
 
     def close(self) -> None:
         self.upload_threads.close()

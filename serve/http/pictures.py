@@ -21,5 +21,5 @@ def picture_response(request: Request, picture: Thumbnail) -> Response:
 
 def has_etag(request: Request, etag: str) -> bool:
     """Whether the client says that it has this version."""
-    given = request.headers.get("if-none-match", "")
+    given = ",".join(request.headers.getlist("if-none-match"))
     return given.strip() == "*" or etag in (each.strip().removeprefix("W/") for each in given.split(","))

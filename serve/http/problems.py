@@ -21,7 +21,7 @@ from serve.api import Problem
 from serve.http.thumbnails import NoThumbnail
 from serve.http.uploads import UploadsOff
 from serve.logs import Redactor, current_request
-from serve.refusals import DeadlineExceeded, ImageRejected, NotReady, Overloaded, PartialRefused
+from serve.refusals import Away, DeadlineExceeded, ImageRejected, NotReady, Overloaded, PartialRefused
 
 _LOG = logging.getLogger("reseen.http")
 MEDIA_TYPE = "application/problem+json"
@@ -54,7 +54,7 @@ KINDS: Mapping[str, Kind] = {
     "headers-too-large": Kind(431, "The address or the headers are too long"),
     "overloaded": Kind(429, "Too much is asked at once"),
     "internal": Kind(500, "Something went wrong here"),
-    "not-ready": Kind(503, "Nothing can be searched yet"),
+    "not-ready": Kind(503, "What this needs is not ready"),
     "partial-refused": Kind(503, "Only part of an answer could be had"),
     "store-unavailable": Kind(503, "The storage does not answer"),
     "deadline-exceeded": Kind(504, "There was no answer in time"),
@@ -103,7 +103,8 @@ def _of_reseen(error: ReseenError, redact: Redactor) -> Refused:
                 "skipped_steps": list(error.skipped),
             }
             return Refused("partial-refused", said, extra, {"Retry-After": "1"})
-        case NotReady():
+        case NotReady() | Away():
+            _LOG.warning("not ready: %s", said, exc_info=error)
             return Refused("not-ready", said, {"retry_after_s": 1}, {"Retry-After": "1"})
         case UploadsOff():
             return Refused("uploads-off", said)
@@ -129,7 +130,10 @@ def _of_status(error: HTTPException) -> Refused:
     codes = {404: "not-found", 405: "method-not-allowed", 413: "too-large", 415: "unsupported-media-type"}
     code = codes.get(error.status_code, "bad-request" if error.status_code < 500 else "internal")
     detail = {404: "there is no such path", 405: "this path takes other methods"}.get(error.status_code)
-    return Refused(code, detail or KINDS[code].title, {}, dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if headers.get("Allow") == "GET":
+        headers["Allow"] = "GET, HEAD"
+    return Refused(code, detail or KINDS[code].title, {}, headers)
 
 
 def invalid(error: ValidationError | RequestValidationError) -> Refused:

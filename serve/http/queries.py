@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import Path
+from fastapi import Path, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from serve.api import MOST_TOP, Digest, SearchOptions
@@ -50,6 +50,13 @@ class SizeQuery(_Query):
     size: int = Field(
         default=256, ge=64, le=1024, description="pixels of the longest side; rounded up to a power of two"
     )
+
+
+async def each_once(request: Request) -> None:
+    """Refuses a query that gives a parameter twice: which one counts, readers of queries do not agree on."""
+    names = [name for name, _ in request.query_params.multi_items()]
+    if len(set(names)) < len(names):
+        raise Refused("invalid", "a parameter of the query is given twice")
 
 
 def number_of(image_id: str) -> int:

@@ -3,7 +3,7 @@
 import time
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
 from ingest.errors import NotFound
@@ -12,7 +12,7 @@ from serve.http.messages import json_response
 from serve.http.openapi import problems
 from serve.http.parts import Parts
 from serve.http.pictures import PICTURE, picture_response
-from serve.http.queries import IdInPath, SizeQuery, number_of
+from serve.http.queries import IdInPath, SizeQuery, each_once, number_of
 from serve.http.thumbnails import NoThumbnail, Thumbnail
 from serve.logs import note_generation
 
@@ -21,7 +21,7 @@ _WORK = ("not-ready", "store-unavailable", "deadline-exceeded")
 
 def image_routes(parts: Parts) -> APIRouter:
     """The routes that show images of the gallery."""
-    router = APIRouter(tags=["images"])
+    router = APIRouter(tags=["images"], dependencies=[Depends(each_once)])
 
     @router.get(
         "/v1/images/{image_id}",
@@ -52,7 +52,8 @@ def image_routes(parts: Parts) -> APIRouter:
         Else 404, and `extra.reason` says why: `missing`, `changed`, `no_images`, or why it cannot be decoded.
         """
         begun = time.perf_counter()
-        picture = await _picture(parts, number_of(image_id), query.size)
+        async with parts.in_time():
+            picture = await _picture(parts, number_of(image_id), query.size)
         parts.metrics.observe("thumbnail", time.perf_counter() - begun)
         return picture_response(request, picture)
 

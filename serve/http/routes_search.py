@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
 from serve.api import Box, CompareRequest, CompareResponse, DuplicatesResponse, SearchRequest, SearchResponse
@@ -13,7 +13,7 @@ from serve.http.messages import json_response, media_type, need_json, read_json
 from serve.http.openapi import COMPARE_BODY, SEARCH_BODY, SEARCH_FORM, problems
 from serve.http.parts import Parts
 from serve.http.problems import Refused, too_large
-from serve.http.queries import DuplicatesQuery, IdInPath, SimilarQuery, number_of
+from serve.http.queries import DuplicatesQuery, IdInPath, SimilarQuery, each_once, number_of
 from serve.logs import note_generation, request_id
 from serve.query import ImageQuery
 
@@ -23,7 +23,7 @@ _WORK = ("overloaded", "not-ready", "partial-refused", "store-unavailable", "dea
 
 def search_routes(parts: Parts) -> APIRouter:
     """The routes that search."""
-    router = APIRouter(tags=["search"])
+    router = APIRouter(tags=["search"], dependencies=[Depends(each_once)])
 
     @router.post(
         "/v1/search",
@@ -86,16 +86,11 @@ def search_routes(parts: Parts) -> APIRouter:
         """What each step finds between a query and an image of the gallery: points, homography, heat."""
         need_json(request)
         wanted = read_json(CompareRequest, await request.body())
-        number_of(wanted.image_id)
-        if (wanted.upload is None) == (wanted.query_id is None):
-            raise Refused("invalid", "give one query: upload or query_id")
-        if wanted.box is not None and wanted.upload is None:
-            raise Refused("invalid", "box: it goes with an upload")
-        image = None
-        if wanted.upload is not None:
-            image = (await _uploaded(parts, [wanted.upload], wanted.box))[0]
-        else:
-            number_of(wanted.query_id or "")
+        for image_id in (wanted.image_id, wanted.query_id):
+            if image_id is not None:
+                number_of(image_id)
+        uploads = [] if wanted.upload is None else await _uploaded(parts, [wanted.upload], wanted.box)
+        image = uploads[0] if uploads else None
         answer = await parts.service.compare(wanted, image, request_id())
         note_generation(answer.generation)
         return json_response(answer)
@@ -110,26 +105,31 @@ async def _search(parts: Parts, wanted: SearchRequest, sent: Sequence[ImageQuery
     images = len(wanted.uploads) + len(sent)
     if images > parts.settings.max_images:
         raise Refused("invalid", f"at most {parts.settings.max_images} images in one search")
-    if not images and not wanted.image_ids and not wanted.vectors:
-        raise Refused("invalid", "nothing to search with: give uploads, image_ids or vectors")
-    if wanted.box is not None and images != 1:
-        raise Refused("invalid", "box: it goes with exactly one image")
-    named = await _uploaded(parts, wanted.uploads, wanted.box) if wanted.uploads else []
+    named = []
+    if wanted.uploads:
+        begun = time.perf_counter()
+        named = await _uploaded(parts, wanted.uploads, wanted.box, wanted.timeout_ms)
+        if wanted.timeout_ms is not None:
+            left = wanted.timeout_ms - int(1000 * (time.perf_counter() - begun))
+            wanted = wanted.model_copy(update={"timeout_ms": max(1, left)})
     answer = await parts.service.search(wanted, [*named, *sent], request_id())
     note_generation(answer.generation)
     return json_response(answer)
 
 
-async def _uploaded(parts: Parts, digests: Sequence[str], box: Box | None) -> list[ImageQuery]:
+async def _uploaded(
+    parts: Parts, digests: Sequence[str], box: Box | None, timeout_ms: int | None = None
+) -> list[ImageQuery]:
     """The images that digests name, together no more than a form may bring."""
     begun, total = time.perf_counter(), 0
     found = []
-    for digest in digests:
-        data = await parts.upload_threads.run(parts.uploads.read, digest)
-        total += len(data)
-        if total > parts.settings.max_multipart_bytes:
-            raise too_large("the uploads together are", parts.settings.max_multipart_bytes)
-        found.append(ImageQuery(data, box, digest))
+    async with parts.in_time(timeout_ms and timeout_ms / 1000):
+        for digest in digests:
+            data = await parts.upload_threads.run(parts.uploads.read, digest)
+            total += len(data)
+            if total > parts.settings.max_multipart_bytes:
+                raise too_large("the uploads together are", parts.settings.max_multipart_bytes)
+            found.append(ImageQuery(data, box, digest))
     parts.metrics.observe("read", time.perf_counter() - begun)
     return found
 

@@ -102,11 +102,11 @@ def page_routes(folder: Path = PAGE) -> APIRouter:
     files = _read_page(folder)
     router = APIRouter(include_in_schema=False)
 
-    @router.api_route("/", methods=["GET", "HEAD"])
+    @router.get("/")
     async def index(request: Request) -> Response:
         return _file_response(request, files, "index.html")
 
-    @router.api_route("/static/{name}", methods=["GET", "HEAD"])
+    @router.get("/static/{name}")
     async def static(request: Request, name: str) -> Response:
         return _file_response(request, files, name)
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
 from ingest.decode import DecodeSettings, refuse_unread
@@ -13,16 +13,17 @@ from serve.http.openapi import IMAGE_TYPES, UPLOAD_BODY, problems
 from serve.http.parts import Parts
 from serve.http.pictures import PICTURE, picture_response
 from serve.http.problems import Refused, too_large
-from serve.http.queries import DigestInPath, SizeQuery
+from serve.http.queries import DigestInPath, SizeQuery, each_once
 from serve.http.uploads import UploadsOff
 from serve.refusals import ImageRejected
 
+_STORE = ("store-unavailable", "deadline-exceeded")
 _OTHER_TYPES = ("image/jpg", "image/x-ms-bmp", "application/octet-stream")
 
 
 def upload_routes(parts: Parts) -> APIRouter:
     """The routes of uploads."""
-    router = APIRouter(tags=["uploads"])
+    router = APIRouter(tags=["uploads"], dependencies=[Depends(each_once)])
 
     @router.post(
         "/v1/uploads",
@@ -36,7 +37,7 @@ def upload_routes(parts: Parts) -> APIRouter:
             "unsupported-media-type",
             "invalid",
             "image-rejected",
-            "store-unavailable",
+            *_STORE,
             status=201,
             description="it is kept; the same bytes again have the same digest",
         ),
@@ -52,7 +53,8 @@ def upload_routes(parts: Parts) -> APIRouter:
         rejected = refuse_unread(data, DecodeSettings(max_bytes=parts.settings.max_image_bytes))
         if rejected is not None:
             raise ImageRejected("the upload", rejected)
-        digest = await parts.upload_threads.run(parts.uploads.put, data)
+        async with parts.in_time():
+            digest = await parts.upload_threads.run(parts.uploads.put, data)
         info = UploadInfo(digest=digest, bytes=len(data), kept_s=int(parts.uploads.max_age_s))
         return json_response(info, 201)
 
@@ -67,7 +69,8 @@ def upload_routes(parts: Parts) -> APIRouter:
             "uploads-off",
             "invalid",
             "image-rejected",
-            "store-unavailable",
+            "not-ready",
+            *_STORE,
             content=PICTURE,
             description="a JPEG without metadata",
         ),
@@ -76,8 +79,9 @@ def upload_routes(parts: Parts) -> APIRouter:
         request: Request, digest: DigestInPath, query: Annotated[SizeQuery, Query()]
     ) -> Response:
         """Decoded and written anew: nothing of the file but its pixels."""
-        data = await parts.upload_threads.run(parts.uploads.read, digest)
-        picture = await parts.thumbnail_threads.run(parts.thumbnails.of_upload, digest, data, query.size)
+        async with parts.in_time():
+            data = await parts.upload_threads.run(parts.uploads.read, digest)
+            picture = await parts.thumbnail_threads.run(parts.thumbnails.of_upload, digest, data, query.size)
         return picture_response(request, picture)
 
     return router

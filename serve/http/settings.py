@@ -22,6 +22,12 @@ class HttpSettings(BaseModel):
     body_timeout_s: float = Field(
         default=30.0, gt=0, description="a body must have arrived by then; else 408"
     )
+    store_timeout_s: float = Field(
+        default=15.0, gt=0, description="uploads and pictures must be there by then; else 504"
+    )
+    max_connections: int = Field(
+        default=4_096, ge=1, description="of one process that is its own HTTP server; above: 429"
+    )
     rate_per_s: float | None = Field(
         default=100.0,
         gt=0,

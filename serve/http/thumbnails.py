@@ -7,25 +7,24 @@ shown only while its file is the one that was described: what was replaced since
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from PIL import Image
 
 from index.generation import read_generation
+from index.kept import Kept
 from ingest.catalogue import Catalogue, read_catalogue
 from ingest.decode import Decoded, DecodeSettings
-from ingest.decoder import Decoder
-from ingest.errors import NotFound
+from ingest.decoder_pool import DecoderPool
+from ingest.errors import NotFound, Unavailable
 from ingest.feature_reader import Place
 from ingest.gallery import Gallery, features_path
 from ingest.outcomes import Outcome, Rejected
 from ingest.records import sha256
 from ingest.sources import Source, open_source
 from ingest.tables import read_table
-from serve.refusals import ImageRejected
+from serve.refusals import Away, ImageRejected
 
 SIZES = (64, 128, 256, 512, 1024)
 """Pixels of the longest side that there are; what is asked for is rounded up."""
@@ -34,6 +33,7 @@ _DECODED = (256, 1024)  # what the decoders reduce to; the rest is reduced from 
 _QUALITY = 82
 _PARTS_KEPT = 256
 _VIEWS_KEPT = 2
+_SOURCES_KEPT = 64
 
 
 class Thumbnail(NamedTuple):
@@ -79,11 +79,13 @@ class Thumbnails:
         self._gallery = gallery
         self._limits = limits or DecodeSettings()
         self._cache = _Cache(cache_bytes)
-        self._pools = {side: _Decoders(_settings(self._limits, side), decoders) for side in _DECODED}
-        self._views: OrderedDict[int, _View] = OrderedDict()
-        self._sources: dict[tuple[str, str], Source] = {}
-        self._checksums: OrderedDict[tuple[str, str], list[str | None]] = OrderedDict()
+        self._processes = decoders
+        self._pools: dict[int, DecoderPool] = {}
+        self._views: Kept[_View] = Kept(_VIEWS_KEPT)
+        self._sources: Kept[Source] = Kept(_SOURCES_KEPT)
+        self._checksums: Kept[list[str | None]] = Kept(_PARTS_KEPT)
         self._lock = threading.Lock()
+        self._closed = False
 
     def of_image(self, generation: int, place: Place, key: str, size: int) -> Thumbnail:
         """A picture of an image of the gallery.
@@ -95,7 +97,7 @@ class Thumbnails:
         Raises:
             NoThumbnail: its file is gone, was replaced or cannot be decoded, or the vectors came ready-made.
             NotFound, Corrupt: what is stored about it is gone, or damaged.
-            Unavailable: the store, or the source, did not answer.
+            Unavailable: the store, or the source, did not answer. Away: nothing can be decoded now.
         """
         chosen = rounded(size)
         found = self._cache.get((*place, chosen))
@@ -111,7 +113,7 @@ class Thumbnails:
         """A picture of an upload.
 
         Raises:
-            ImageRejected: it cannot be decoded.
+            ImageRejected: it cannot be decoded. Away: nothing can be decoded now.
         """
         chosen = rounded(size)
         found = self._cache.get((digest, -1, chosen))
@@ -125,76 +127,75 @@ class Thumbnails:
 
     def _read(self, generation: int, place: Place, key: str) -> bytes:
         """The file, if it is the one that was described."""
-        view = self._view(generation)
-        if view.features is None:
+        view = self._views.get(generation, lambda: self._view(generation))
+        features = view.features
+        if features is None:
             raise NoThumbnail(
                 "no_images", "the gallery holds ready-made vectors: there are no images to show"
             )
         if place.part not in view.catalogue.position:
             raise NotFound(f"generation {generation} has no part {place.part}: ask for the image again")
-        checksum = self._checksum(view.features, place)
+        part = self._checksums.get((features, place.part), lambda: self._checksums_of(features, place.part))
         name = view.catalogue.parts[view.catalogue.position[place.part]].source
+        url = view.catalogue.sources[name]
+        source = self._sources.get((name, url), lambda: _opened(name, url))
         try:
-            data = self._source(name, view.catalogue.sources[name]).read(key, view.limits.max_bytes)
+            data = source.read(key, view.limits.max_bytes)
         except NotFound:
             raise NoThumbnail(str(Outcome.MISSING), f"{key} is not in {name} any more") from None
-        if sha256(data) != checksum:
+        if sha256(data) != part[place.row]:
             message = f"{key} in {name} is not the file that was described any more: ingest it again"
             raise NoThumbnail(str(Outcome.CHANGED), message)
         return data
 
     def _picture(self, data: bytes, size: int) -> Thumbnail | Rejected:
         side = next(side for side in _DECODED if side >= size)
-        with self._pools[side].one() as decoder:
-            decoded = decoder.decode(data)
+        try:
+            decoded = self._decoders(side).decode(data)
+        except Unavailable as error:
+            raise Away("thumbnails cannot start their decoding process: try again soon") from error
         return decoded if isinstance(decoded, Rejected) else _encoded(decoded, size)
 
-    def _view(self, number: int) -> _View:
+    def _decoders(self, side: int) -> DecoderPool:
+        """Those that reduce images to that side, started when they are first needed."""
         with self._lock:
-            if number in self._views:
-                return self._views[number]
+            if self._closed:
+                raise Away("the server is ending")
+            if side not in self._pools:
+                self._pools[side] = DecoderPool(_settings(self._limits, side), self._processes)
+            return self._pools[side]
+
+    def _view(self, number: int) -> _View:
         generation = read_generation(self._gallery, number)
         recipe = generation.recipe
         limits = self._limits if recipe.features is None else recipe.features.decode
         catalogue = read_catalogue(self._gallery, generation.catalogue)
-        view = _View(generation.models.features, catalogue, limits)
-        with self._lock:
-            self._views[number] = view
-            while len(self._views) > _VIEWS_KEPT:
-                self._views.popitem(last=False)
-        return view
+        return _View(generation.models.features, catalogue, limits)
 
-    def _checksum(self, features: str, place: Place) -> str | None:
-        with self._lock:
-            if (features, place.part) in self._checksums:
-                self._checksums.move_to_end((features, place.part))
-                return self._checksums[features, place.part][place.row]
-        table = read_table(self._gallery.store, features_path(features, place.part))
+    def _checksums_of(self, features: str, part: str) -> list[str | None]:
+        """Of the files of a part as they were described, by row."""
+        table = read_table(self._gallery.store, features_path(features, part))
         checksums: list[str | None] = table["sha256"].to_pylist()
-        with self._lock:
-            self._checksums[features, place.part] = checksums
-            while len(self._checksums) > _PARTS_KEPT:
-                self._checksums.popitem(last=False)
-        return checksums[place.row]
-
-    def _source(self, name: str, url: str) -> Source:
-        with self._lock:
-            if (name, url) not in self._sources:
-                source = open_source(f"{name}={url}")
-                if not isinstance(source, Source):
-                    raise NoThumbnail("no_images", f"{name} holds vectors: there are no images to show")
-                self._sources[name, url] = source
-            return self._sources[name, url]
+        return checksums
 
     def close(self) -> None:
-        for pool in self._pools.values():
-            pool.close()
+        with self._lock:
+            self._closed = True
+            for pool in self._pools.values():
+                pool.close()
 
     def __enter__(self) -> "Thumbnails":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _opened(name: str, url: str) -> Source:
+    source = open_source(f"{name}={url}")
+    if not isinstance(source, Source):
+        raise NoThumbnail("no_images", f"{name} holds vectors: there are no images to show")
+    return source
 
 
 def rounded(size: int) -> int:
@@ -215,36 +216,6 @@ def _encoded(decoded: Decoded, size: int) -> Thumbnail:
     file = io.BytesIO()
     image.save(file, "JPEG", quality=_QUALITY, optimize=True)
     return Thumbnail(file.getvalue(), f'"{sha256(file.getvalue())[:32]}"')
-
-
-class _Decoders:
-    """Decoders of one kind, lent to one caller at a time, the one used last first."""
-
-    def __init__(self, settings: DecodeSettings, most: int) -> None:
-        self._settings = settings
-        self._free: list[Decoder] = []
-        self._room = threading.BoundedSemaphore(most)
-        self._lock = threading.Lock()
-        self._closed = False
-
-    @contextmanager
-    def one(self) -> Iterator[Decoder]:
-        with self._room:
-            with self._lock:
-                decoder = self._free.pop() if self._free else Decoder(self._settings)
-            try:
-                yield decoder
-            finally:
-                with self._lock:
-                    self._free.append(decoder)
-                    if self._closed:
-                        decoder.close()
-
-    def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            for decoder in self._free:
-                decoder.close()
 
 
 class _Cache:

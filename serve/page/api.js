@@ -18,6 +18,7 @@ export class Problem extends Error {
 
 let askForKey = async () => false;
 let asking = null;
+let held = null; // the key, where the browser stores nothing
 
 /** Says who asks a person for a key: `ask(refused)` resolves to a key, or to null. */
 export function onUnauthorized(ask) {
@@ -26,15 +27,20 @@ export function onUnauthorized(ask) {
 
 export function storedKey() {
   try {
-    return sessionStorage.getItem(KEY);
+    return sessionStorage.getItem(KEY) ?? held;
   } catch {
-    return null;
+    return held;
   }
 }
 
 export function keepKey(key) {
-  if (key === null) sessionStorage.removeItem(KEY);
-  else sessionStorage.setItem(KEY, key);
+  held = key;
+  try {
+    if (key === null) sessionStorage.removeItem(KEY);
+    else sessionStorage.setItem(KEY, key);
+  } catch {
+    // no storage: held until the page is left
+  }
 }
 
 export const authorization = () => (storedKey() ? { Authorization: `Bearer ${storedKey()}` } : {});
@@ -62,14 +68,32 @@ export async function call(path, { json, headers = {}, ...rest } = {}) {
   }
 }
 
-export const fetchJson = async (path, options) => (await call(path, options)).json();
+/** The body of an answer. Throws as `call` does, also where it ends early or is no JSON. */
+export async function fetchJson(path, options) {
+  const response = await call(path, options);
+  try {
+    return JSON.parse(await response.text(), exactly);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Problem(0, error instanceof SyntaxError ? UNREADABLE : UNREACHABLE);
+  }
+}
+
+const UNREACHABLE = { code: "unreachable", detail: "Check the network, and whether the server still runs." };
+const UNREADABLE = { code: "unreadable", detail: "Something on the way to it, such as a proxy, answered instead." };
+
+/** Metadata may hold whole numbers that JavaScript would round: those stay text. */
+function exactly(_, value, context) {
+  const rounded = typeof value === "number" && !Number.isSafeInteger(value) && /^-?\d+$/.test(context?.source);
+  return rounded ? context.source : value;
+}
 
 async function reached(path, options) {
   try {
     return await fetch(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Problem(0, { code: "unreachable", detail: "Check the network, and whether the server still runs." });
+    throw new Problem(0, UNREACHABLE);
   }
 }
 
@@ -102,10 +126,14 @@ export async function patiently(attempt, signal, onWait) {
 
 function pause(milliseconds, signal) {
   return new Promise((resolve, reject) => {
-    const timer = setTimeout(resolve, milliseconds);
-    signal.addEventListener("abort", () => {
+    const gaveUp = () => {
       clearTimeout(timer);
       reject(signal.reason);
-    });
+    };
+    const timer = setTimeout(() => {
+      signal.removeEventListener("abort", gaveUp);
+      resolve();
+    }, milliseconds);
+    signal.addEventListener("abort", gaveUp);
   });
 }

@@ -2,7 +2,8 @@
 
 import { el } from "./dom.js";
 
-const LEAST = 8; // pixels of the original a side, or it was a slip
+const LEAST = 8; // pixels of the original a side
+const LEAST_DRAWN = 6; // CSS pixels a side that are drawn, or it was a slip
 const CORNERS = ["nw", "ne", "sw", "se"];
 const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
@@ -98,12 +99,12 @@ export class BoxEditor {
     if (corner) {
       const [x0, y0, x1, y1] = this.box;
       const fixed = [corner.includes("w") ? x1 : x0, corner.includes("n") ? y1 : y0];
-      this.drag = { before, shape: (to) => spanned(fixed, to) };
+      this.drag = { before, drawn: true, shape: (to) => spanned(fixed, to) };
     } else if (event.target === this.mark) {
       this.drag = { before, shape: (to) => this.moved(before, to[0] - from[0], to[1] - from[1]) };
       this.mark.focus();
     } else {
-      this.drag = { before, shape: (to) => spanned(from, to) };
+      this.drag = { before, drawn: true, shape: (to) => spanned(from, to) };
     }
   }
 
@@ -115,10 +116,11 @@ export class BoxEditor {
 
   end() {
     if (!this.drag) return;
-    const { before } = this.drag;
+    const { before, drawn } = this.drag;
     this.drag = null;
+    const least = Math.max(LEAST, (LEAST_DRAWN * this.size.width) / this.img.getBoundingClientRect().width);
     const [x0, y0, x1, y1] = this.box ?? [0, 0, 0, 0];
-    if (x1 - x0 < LEAST || y1 - y0 < LEAST) this.box = before;
+    if (drawn && (x1 - x0 < least || y1 - y0 < least)) this.box = before;
     this.draw();
     this.commit();
   }

@@ -6,7 +6,7 @@ import { LOOKS } from "./looks.js";
 import { imagePath, picture, uploadPath } from "./pictures.js";
 import { BUTTONS, verdict } from "./results.js";
 import { mayBox } from "./state.js";
-import { withUploads } from "./uploads.js";
+import { ImageGone, withUploads } from "./uploads.js";
 import { detail, headline, probability, score, shortName } from "./words.js";
 
 const SIZE = 1024;
@@ -21,13 +21,16 @@ function queriesOf(state) {
 }
 
 export class Compare {
-  /** `turn(by)`, `act(action, id)`, `look(name)`, `close()` make another state of the page. */
-  constructor({ turn, act, look, close, resultOf, stepsOf }) {
-    Object.assign(this, { turn, act, look, close, resultOf, stepsOf });
+  /** `turn(by)`, `act(action, id)`, `look(name)`, `beside(number)`, `close()` make another state of the page. */
+  constructor({ turn, act, look, beside, close, resultOf, stepsOf }) {
+    Object.assign(this, { turn, act, look, beside, close, resultOf, stepsOf });
     this.dialog = byId("compare");
     this.stage = byId("stage");
-    this.chosen = 0;
+    this.title = byId("compare-title");
     this.values = {};
+    byId("compare-actions").append(
+      ...BUTTONS.map(([action, , words]) => this.button(words, () => act(action, this.state.open))),
+    );
     byId("compare-before").addEventListener("click", () => turn(-1));
     byId("compare-next").addEventListener("click", () => turn(1));
     byId("compare-close").addEventListener("click", () => close());
@@ -51,18 +54,25 @@ export class Compare {
       this.hide();
       return;
     }
-    if (!this.isOpen) this.dialog.showModal();
-    const asked = JSON.stringify([queriesOf(state), state.open, state.rerank]);
-    this.wanted = state.look || "lines";
+    if (!this.isOpen) {
+      this.dialog.showModal();
+      this.title.focus();
+    }
     this.state = state;
+    const asked = JSON.stringify([this.query, state.open, state.rerank]);
     if (asked === this.asked) {
+      this.head(this.resultOf(state.open) ?? this.pair?.found);
       this.showLooks();
       return;
     }
-    const [queries] = JSON.parse(this.asked ?? "[[]]");
-    if (JSON.stringify(queries) !== JSON.stringify(queriesOf(state))) this.chosen = 0;
     this.asked = asked;
     this.load();
+  }
+
+  /** The query that the state compares with; the first where there are fewer. */
+  get query() {
+    const queries = queriesOf(this.state);
+    return queries[this.state.beside - 1] ?? queries[0];
   }
 
   hide() {
@@ -76,35 +86,49 @@ export class Compare {
     this.controller?.abort();
     this.controller = new AbortController();
     const { signal } = this.controller;
-    const query = queriesOf(this.state)[this.chosen];
+    const { query } = this;
     this.pair = null;
+    this.keepFocus(this.stage);
     this.stage.replaceChildren();
     this.stage.classList.add("busy");
+    byId("compare-figures").replaceChildren();
     this.head(this.resultOf(this.state.open));
     this.say("Looking closely…");
     try {
       this.show(query, await this.ask(query.body, signal));
     } catch (problem) {
-      if (problem.name === "AbortError") return;
-      this.say(problem.code ? `${headline(problem)}. ${detail(problem)}` : "The image searched with is gone.");
-      byId("looks").replaceChildren();
-      for (const id of ["slider", "slider-label", "slider-value", "flip"]) show(byId(id), false);
+      if (signal.aborted) return;
+      this.fail(problem);
     }
-    if (!signal.aborted) this.stage.classList.remove("busy");
+    this.stage.classList.remove("busy");
   }
 
-  async ask(body, signal) {
+  fail(problem) {
+    const known = problem instanceof Problem;
+    if (!known && !(problem instanceof ImageGone)) throw problem;
+    this.say(known ? `${headline(problem)}. ${detail(problem)}` : "The image searched with is gone.");
+    if (known) this.stage.replaceChildren(this.button("Try again", () => this.load()));
+    this.keepFocus(byId("looks"));
+    byId("looks").replaceChildren();
+    for (const id of ["slider", "slider-label", "slider-value", "flip"]) show(byId(id), false);
+  }
+
+  async ask(query, signal) {
+    const { uploads, open } = this.state;
     const { rerank, tried } = await this.stepsOf(this.state);
-    const wanted = rerank && !(tried && this.cannot) ? { rerank } : {};
-    const json = { ...body, image_id: this.state.open, ...wanted };
-    const post = () => fetchJson("v1/compare", { json, signal });
-    const again = () => withUploads(this.state.uploads, post, signal);
+    const post = (steps) => {
+      const json = { ...query, image_id: open, ...steps };
+      const sent = () => withUploads(uploads, () => fetchJson("v1/compare", { json, signal }), signal);
+      return patiently(sent, signal, (left) => this.say(`The server is busy: trying again in ${left} s.`));
+    };
+    if (!rerank || (tried && this.cannot)) return post({});
     try {
-      return await patiently(again, signal, (left) => this.say(`The server is busy: trying again in ${left} s.`));
+      return await post({ rerank });
     } catch (problem) {
-      if (!(tried && !this.cannot && problem instanceof Problem && problem.code === "invalid")) throw problem;
-      this.cannot = true; // the gallery has no points to compare
-      return this.ask(body, signal);
+      if (!tried || problem.code !== "invalid") throw problem;
+      const answer = await post({});
+      this.cannot = true; // it was for the step alone: the gallery has no points to compare
+      return answer;
     }
   }
 
@@ -112,6 +136,7 @@ export class Compare {
     const image = this.resultOf(answer.image.image_id) ?? answer.image;
     const points = answer.steps.map((step) => step.points).find((each) => each && each[0].length > 0) ?? null;
     this.pair = {
+      found: image,
       query: { img: picture(query.path, "The query", false), ...sizeOf(answer.query) },
       image: { img: picture(imagePath(image.image_id, SIZE), `The match ${image.key}`, false), ...sizeOf(answer) },
       box: query.body.box ?? null,
@@ -122,18 +147,30 @@ export class Compare {
     };
     this.head(image);
     this.figures(image, answer);
-    this.actions(image);
     this.showLooks();
   }
 
   head(image) {
-    byId("compare-title").textContent = image ? shortName(image.key) : "Comparing";
-    byId("compare-title").title = image?.key ?? "";
+    this.title.textContent = image ? shortName(image.key) : "Comparing";
+    this.title.title = image?.key ?? "";
     const rank = image?.rank ? `${image.rank}.` : "";
     byId("compare-verdict").replaceChildren(
       ...(image ? [rank, ` ${score(image.score)} `, verdict(image.verdict) ?? ""] : []),
     );
-    for (const [id, by] of [["compare-before", -1], ["compare-next", 1]]) byId(id).disabled = !this.turn(by, true);
+    for (const [id, by] of [["compare-before", -1], ["compare-next", 1]]) {
+      const there = this.turn(by, true);
+      if (!there) this.keepFocus(byId(id));
+      byId(id).disabled = !there;
+    }
+  }
+
+  /** What had the focus goes: keys and screen readers stay in the dialog. */
+  keepFocus(going) {
+    if (going.contains(document.activeElement)) this.title.focus();
+  }
+
+  button(words, click) {
+    return el("button", { type: "button", on: { click } }, words);
   }
 
   say(text) {
@@ -145,18 +182,15 @@ export class Compare {
   showLooks() {
     if (!this.pair) return;
     const usable = Object.keys(LOOKS).filter((name) => LOOKS[name].refuses(this.pair) === null);
-    this.now = usable.includes(this.wanted) ? this.wanted : "lines";
+    this.now = usable.includes(this.state.look) ? this.state.look : "lines";
     radios(byId("looks"), "look", Object.entries(LOOKS).map(([name, { name: words, refuses }]) => ({
       value: name, words, checked: name === this.now, why: refuses(this.pair),
     })), (name) => this.look(name));
     const queries = queriesOf(this.state);
     show(byId("with"), queries.length > 1);
-    radios(byId("with"), "with", queries.map((_, at) => ({
-      value: String(at), words: `Query ${at + 1}`, checked: at === this.chosen, why: null,
-    })), (at) => {
-      this.chosen = Number(at);
-      this.load();
-    });
+    radios(byId("with"), "with", queries.map((query, at) => ({
+      value: String(at + 1), words: `Query ${at + 1}`, checked: query.path === this.query.path, why: null,
+    })), (number) => this.beside(Number(number)));
     this.showSlider();
     this.draw();
   }
@@ -193,14 +227,6 @@ export class Compare {
 
   // -- words ------------------------------------------------------------------------------------------------
 
-  actions(image) {
-    byId("compare-actions").replaceChildren(
-      ...BUTTONS.map(([action, , words]) =>
-        el("button", { type: "button", "data-act": action, on: { click: () => this.act(action, image.image_id) } }, words),
-      ),
-    );
-  }
-
   figures(image, answer) {
     const rows = [
       ["score", score(image.score)],
@@ -229,7 +255,7 @@ export class Compare {
     if (event.key === "ArrowLeft") this.turn(-1);
     else if (event.key === "ArrowRight") this.turn(1);
     else if (letter === "f") this.flip();
-    else if (action && this.pair) this.act(action, this.state.open);
+    else if (action) this.act(action, this.state.open);
     else return;
     event.preventDefault();
   }

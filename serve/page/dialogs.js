@@ -26,7 +26,10 @@ export function listenToDialogs() {
   byId("help-keys").append(
     ...HELP.map(([keys, what]) => el("div", {}, el("dt", {}, el("kbd", {}, keys)), el("dd", {}, what))),
   );
-  byId("help").addEventListener("click", () => byId("help-dialog").showModal());
+  byId("help").addEventListener("click", () => {
+    byId("help-dialog").showModal();
+    byId("help-title").focus(); // its end on a phone is far from its beginning
+  });
   byId("help-close").addEventListener("click", () => byId("help-dialog").close());
   listenToTheme();
   show(byId("forget-key"), Boolean(storedKey()));

@@ -1,7 +1,7 @@
 // The filter over metadata columns, and the options of a search.
 
 import { byId, el, show } from "./dom.js";
-import { EMPTY } from "./state.js";
+import { EMPTY, asks, closed } from "./state.js";
 import { sentence } from "./words.js";
 
 const STEP_NAMES = {
@@ -16,6 +16,7 @@ export class Filters {
   constructor(change) {
     this.change = change;
     this.where = byId("where");
+    this.applied = null; // what the address says; what is typed meanwhile is not lost
     byId("filter").addEventListener("submit", (event) => {
       event.preventDefault();
       this.apply(this.where.value.trim());
@@ -36,7 +37,7 @@ export class Filters {
   }
 
   apply(where) {
-    this.change((state) => ({ ...state, where, open: null, look: "" }), true);
+    this.change((state) => ({ ...closed(state), where }), true);
   }
 
   applyOptions() {
@@ -54,7 +55,8 @@ export class Filters {
   }
 
   render(state) {
-    if (this.where !== document.activeElement || state.where) this.where.value = state.where;
+    if (state.where !== this.applied || !asks(state)) this.where.value = state.where;
+    this.applied = state.where;
     show(byId("clear-where"), Boolean(state.where));
     byId("filter-state").textContent = state.where ? "on" : "";
     if (state.where) byId("filter-panel").open = true;

@@ -2,7 +2,7 @@
 
 const MOST_FILES = 48;
 const MOST_BYTES = 256 * 2 ** 20;
-const memory = new Map(); // where there is no IndexedDB (private windows)
+const memory = new Map(); // what IndexedDB does not take (private windows, no room)
 let opened = null;
 
 function database() {
@@ -21,15 +21,23 @@ const done = (request) =>
     request.onerror = () => reject(request.error);
   });
 
+const committed = (transaction) =>
+  new Promise((resolve, reject) => {
+    transaction.oncomplete = resolve;
+    transaction.onabort = () => reject(transaction.error);
+  });
+
 const files = async (mode) => (await database()).transaction("files", mode).objectStore("files");
 
 export async function keep(digest, file) {
-  memory.set(digest, file);
   try {
-    await done((await files("readwrite")).put({ digest, file, name: file.name ?? "", used: Date.now() }));
+    const store = await files("readwrite");
+    store.put({ digest, file, used: Date.now() }); // a copy: the file may change
+    await committed(store.transaction);
+    memory.delete(digest);
     await makeRoom();
   } catch {
-    // it stays in memory as long as the page does
+    memory.set(digest, file);
   }
 }
 

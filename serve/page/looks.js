@@ -7,6 +7,7 @@ import { count } from "./words.js";
 const GAP = 12;
 const USUAL_LINES = 48; // more of them hide the images
 const LARGEST = 1024; // CSS pixels of the query before it is transformed
+const INK = 1200; // of all points, as the sum of their squared radii: more of it hides the images, too
 
 // Black over violet and orange to pale yellow: matplotlib's inferno (CC0).
 const HEAT = [
@@ -44,7 +45,7 @@ export const LOOKS = {
 
 // -- side by side ---------------------------------------------------------------------------------------------
 
-/** Both as large as they fit, next to each other or one above the other, whichever shows more. */
+/** Both as large as they fit, next to each other (`across`) or one above the other, whichever shows more. */
 function placed(stage, pair) {
   const [w, h] = [stage.clientWidth, stage.clientHeight];
   const fit = ({ width, height }, roomW, roomH) => Math.min(roomW / width, roomH / height);
@@ -56,13 +57,14 @@ function placed(stage, pair) {
   const sizes = [pair.query, pair.image].map((each, at) => [each.width * scales[at], each.height * scales[at]]);
   const long = (across ? sizes[0][0] + sizes[1][0] : sizes[0][1] + sizes[1][1]) + GAP;
   let from = ((across ? w : h) - long) / 2;
-  return sizes.map(([width, height], at) => {
+  const areas = sizes.map(([width, height], at) => {
     const area = across
       ? { left: from, top: (h - height) / 2 }
       : { left: (w - width) / 2, top: from };
     from += (across ? width : height) + GAP;
     return { ...area, width, height, scale: scales[at] };
   });
+  return { areas, across };
 }
 
 function lay(element, { left, top, width, height }) {
@@ -75,14 +77,15 @@ function lay(element, { left, top, width, height }) {
 const onStage = ({ left, top, scale }, [x, y]) => [left + (x + 0.5) * scale, top + (y + 0.5) * scale];
 
 function drawLines(stage, pair, shown) {
-  const [query, image] = placed(stage, pair);
+  const { areas: [query, image], across } = placed(stage, pair);
   const drawing = svg("svg", { class: "drawing", width: stage.clientWidth, height: stage.clientHeight, "aria-hidden": "true" });
   const [here, there] = pair.points ?? [[], []];
   const ends = here.map((point, at) => [onStage(query, point), onStage(image, there[at])]);
   for (const at of spread(ends.length, shown)) drawing.append(line(ends[at], hue(here[at], pair.query)));
+  const r = Math.min(3, Math.max(1.5, Math.sqrt(INK / ends.length)));
   for (const [at, pairOfEnds] of ends.entries()) {
     for (const [cx, cy] of pairOfEnds) {
-      drawing.append(svg("circle", { cx, cy, r: 3, fill: hue(here[at], pair.query), class: "point" }));
+      drawing.append(svg("circle", { cx, cy, r, fill: hue(here[at], pair.query), class: "point" }));
     }
   }
   const marks = [[pair.box, query], [pair.imageBox, image]].filter(([box]) => box);
@@ -96,7 +99,7 @@ function drawLines(stage, pair, shown) {
   }
   stage.replaceChildren(lay(pair.query.img, query), lay(pair.image.img, image), drawing);
   if (ends.length === 0) return "No corresponding points were found.";
-  return `${count(ends.length, "corresponding point")}; the query is ${query.top === image.top || query.left !== image.left ? "on the left" : "above"}.`;
+  return `${count(ends.length, "corresponding point")}; the query is ${across ? "on the left" : "above"}.`;
 }
 
 function line([[x1, y1], [x2, y2]], colour) {
@@ -134,7 +137,7 @@ function drawOverlay(stage, pair, opacity) {
 // -- heat -----------------------------------------------------------------------------------------------------
 
 function drawHeat(stage, pair, opacity) {
-  const areas = placed(stage, pair);
+  const { areas } = placed(stage, pair);
   const parts = [part(areas[0], pair.box), areas[1]];
   const maps = [pair.heat.query, pair.heat.image].map((rows, at) => {
     const canvas = lay(heatCanvas(rows), parts[at]);

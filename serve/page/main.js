@@ -1,41 +1,45 @@
 // The page: its state is the address; whatever changes the address makes the search that it says.
 
-import { fetchJson, patiently } from "./api.js";
+import { Problem, fetchJson, patiently } from "./api.js";
 import { Compare } from "./compare.js";
 import { listenToDialogs } from "./dialogs.js";
 import { byId, el, say, show } from "./dom.js";
 import { Filters } from "./filters.js";
+import { Gallery } from "./gallery.js";
 import { listen } from "./incoming.js";
-import { clearProblem, showFailure, showNotices, showProblem, showSummary, showWaiting } from "./notices.js";
+import {
+  begin, clearNotices, clearProblem, end, showFailure, showNotices, showProblem, showSummary, showWaiting,
+} from "./notices.js";
 import { QueryPanel } from "./query_panel.js";
 import { ResultGrid } from "./results.js";
-import { ACTIONS, EMPTY, MOST_QUERIES, asks, mayBox, readState, requestOf, writeState } from "./state.js";
+import {
+  ACTIONS, EMPTY, MOST_QUERIES, asks, closed, mayBox, readState, requestOf, tooMany, writeState,
+} from "./state.js";
 import { ImageGone, upload, withUploads } from "./uploads.js";
-import { count, seconds } from "./words.js";
-
-const PAIR_STEPS = new Set(["geometry", "cvnet", "regions"]);
+import { count } from "./words.js";
 
 let state = EMPTY;
-let info = null; // GET /v1/generation
-let learned = null; // when it is there, or cannot be had
 let answer = null;
-let answered = null; // the request that `answer` answers
+let answered = null; // the request that `answer` answers, or that was refused
 let running = new AbortController(); // the search
 let sending = new AbortController(); // images on their way
 
 const panel = new QueryPanel((make) => change(make));
 const filters = new Filters((make, again) => change(make, again));
-const grid = new ResultGrid(
-  (id) => go({ ...state, open: id }, { opened: true }),
-  (action, id) => change((now) => ACTIONS[action](now, id)),
-);
+const act = (action, id) => change((now) => ACTIONS[action](now, id));
+const grid = new ResultGrid((id) => go({ ...state, open: id }, { opened: true }), act);
+const gallery = new Gallery((info) => {
+  filters.describe(info);
+  if (answer) showNotices(answer, info, state);
+});
 const compare = new Compare({
   turn,
-  act: (action, id) => change((now) => ACTIONS[action](now, id)),
+  act,
   look: (look) => go({ ...state, look: look === "lines" ? "" : look }, history.state, true),
+  beside: (number) => go({ ...state, beside: number }, history.state, true),
   close: closeCompare,
   resultOf: (id) => answer?.results.find((result) => result.image_id === id),
-  stepsOf,
+  stepsOf: (now) => gallery.stepsOf(now),
 });
 
 // -- the address ----------------------------------------------------------------------------------------------
@@ -51,6 +55,10 @@ function go(next, mark = null, replace = false) {
 function change(make, again = false) {
   const made = make(state);
   const next = made === null ? EMPTY : { ...made, box: made.box && mayBox(made) ? made.box : null };
+  if (tooMany(next) && !tooMany(state)) {
+    sayTooMany();
+    return;
+  }
   if (again) answered = null;
   if (writeState(next) === writeState(state)) render();
   else go(next);
@@ -69,29 +77,22 @@ function render() {
 }
 
 function closeCompare() {
+  if (!compare.isOpen) return;
+  compare.hide(); // at once: to go back takes a moment, and a second Escape must not go back twice
   if (history.state?.opened) history.back();
-  else go({ ...state, open: null, look: "" }, null, true);
+  else go(closed(state), null, true);
 }
 
-/** The result `by` places from the open one; `try_`: only whether there is one. */
+/** Opens the result whose card is `by` places from that of the open one; `only`: says whether there is one. */
 function turn(by, only = false) {
-  const results = answer?.results ?? [];
-  const at = results.findIndex((result) => result.image_id === state.open);
-  const next = at < 0 ? undefined : results[at + by];
-  if (next && !only) go({ ...state, open: next.image_id }, history.state, true);
-  return Boolean(next);
-}
-
-/** What looks closely at a pair: the search's steps; where none of them does, geometry is tried. */
-async function stepsOf({ rerank }) {
-  await learned;
-  const asked = rerank === "none" ? "" : rerank;
-  const steps = asked ? asked.split(",") : (info?.steps ?? []);
-  const looks = !info || steps.some((step) => PAIR_STEPS.has(step.trim()));
-  return looks ? { rerank: asked } : { rerank: "geometry", tried: true };
+  const open = grid.neighbour(state.open, by);
+  if (open && !only) go({ ...state, open }, history.state, true);
+  return Boolean(open);
 }
 
 // -- searching ------------------------------------------------------------------------------------------------
+
+const again = () => change((now) => now, true);
 
 async function search(request) {
   running.abort();
@@ -99,11 +100,15 @@ async function search(request) {
   const { signal } = running;
   answered = request;
   const asked = state;
-  begin();
+  started();
   try {
     const post = () => fetchJson("v1/search", { json: JSON.parse(request), signal });
     const found = await patiently(() => withUploads(asked.uploads, post, signal), signal, (left, problem) =>
-      showWaiting(left, problem, stopWaiting),
+      showWaiting(left, problem, () => {
+        running.abort();
+        forget();
+        stopped(again);
+      }),
     );
     finish(found, asked);
   } catch (problem) {
@@ -112,114 +117,122 @@ async function search(request) {
   }
 }
 
-function begin() {
-  show(byId("start"), false);
-  clearProblem();
+function started() {
+  begin();
   filters.showError("");
-  show(byId("progress"), true);
-  byId("results").setAttribute("aria-busy", "true");
-}
-
-function end() {
-  show(byId("progress"), false);
-  byId("results").removeAttribute("aria-busy");
-  byId("results").classList.remove("stale");
 }
 
 function finish(found, asked) {
   end();
   answer = found;
   panel.answered(found);
-  const told = showNotices(found, info, asked);
+  const told = showNotices(found, gallery.info, asked);
   showSummary(found);
   grid.render(found.results);
   const n = found.results.length;
   say([n > 0 ? `${count(n, "result")} of generation ${found.generation}.` : "Nothing was found.", ...told].join(" "));
   if (compare.isOpen) compare.render(state);
-  if (found.generation !== info?.number) learn();
+  if (found.generation !== gallery.info?.number) gallery.learn();
 }
 
 function fail(problem, asked) {
   end();
-  answered = null;
-  byId("notices").replaceChildren();
-  if (problem instanceof ImageGone) askForImage(problem.digest);
-  else if (problem.code === undefined) throw problem;
-  else if (filters.refused(problem, asked)) keepStale();
-  else {
-    forget();
-    showFailure(problem, () => change((now) => now, true));
+  clearNotices();
+  if (filters.refused(problem, asked)) {
+    keepStale();
+    return;
   }
+  forget();
+  if (problem instanceof ImageGone) askForImage(problem.digest);
+  else if (problem instanceof Problem) showFailure(problem, again);
+  else throw problem;
 }
 
 /** The filter says what is wrong with it; what was found before stays, and says so. */
 function keepStale() {
-  if (!answer) return;
   byId("results").classList.add("stale");
-  byId("summary").textContent = "The filter could not be applied: these are the results from before.";
+  const left = answer ? "these are the results from before" : "nothing was searched";
+  byId("summary").textContent = `The filter could not be applied: ${left}.`;
+  show(byId("summary"), true);
 }
 
-function stopWaiting() {
-  running.abort();
-  sending.abort();
+/** Nobody waits any more for what the server was too busy for. */
+function stopped(resume) {
   end();
-  answered = null;
-  const again = el("button", { type: "button", on: { click: () => change((now) => now, true) } }, "Search now");
-  byId("notices").replaceChildren();
-  showProblem("Not searched", "The server was busy, and you stopped waiting.", "", again);
+  const button = el("button", { type: "button", on: { click: resume } }, "Search now");
+  showProblem("Not searched", "The server was busy, and you stopped waiting.", "", button);
 }
 
 function forget() {
   answer = null;
+  answered = null;
+  clearNotices();
   grid.render([]);
   show(byId("summary"), false);
 }
 
 function clear() {
   running.abort();
+  sending.abort();
   end();
-  forget();
-  answered = null;
   clearProblem();
   filters.showError("");
-  byId("notices").replaceChildren();
+  forget();
   show(byId("start"), true);
 }
 
 // -- images ---------------------------------------------------------------------------------------------------
 
 async function take(files, add) {
+  if (files.length > MOST_QUERIES) {
+    sayTooMany();
+    return;
+  }
   sending.abort();
   sending = new AbortController();
   const { signal } = sending;
-  begin();
+  const resume = () => take(files, add);
+  const waiting = (left, problem) =>
+    showWaiting(left, problem, () => {
+      sending.abort();
+      restore();
+      stopped(resume);
+    });
+  started();
   say(files.length > 1 ? `Sending ${files.length} images.` : "Sending the image.");
+  const digests = [];
   try {
-    const digests = [];
-    for (const file of files.slice(0, MOST_QUERIES)) {
-      const send = () => upload(file, signal);
-      digests.push(await patiently(send, signal, (left, problem) => showWaiting(left, problem, stopWaiting)));
-    }
-    change((now) => searchFor(add ? now : { ...now, uploads: [], images: [], unlike: [], exclude: [] }, digests), true);
+    for (const file of files) digests.push(await patiently(() => upload(file, signal), signal, waiting));
   } catch (problem) {
     if (signal.aborted) return;
-    if (problem.code === undefined) throw problem;
-    end();
-    if (answer) showNotices(answer, info, state);
-    else byId("notices").replaceChildren();
-    show(byId("start"), !asks(state));
-    showFailure(problem, () => take(files, add));
+    restore();
+    if (!(problem instanceof Problem)) throw problem;
+    showFailure(problem, resume, files.length > 1 ? files[digests.length].name : "");
+    return;
   }
+  end();
+  change((now) => searchFor(add ? now : { ...now, uploads: [], images: [], unlike: [], exclude: [] }, digests), true);
+}
+
+/** What stood there before images were sent. */
+function restore() {
+  end();
+  if (answer) showNotices(answer, gallery.info, state);
+  else clearNotices();
+  show(byId("start"), !asks(state));
+}
+
+function sayTooMany() {
+  closeCompare();
+  showProblem("Too many images", `A search takes ${MOST_QUERIES} at most.`);
 }
 
 function searchFor(now, digests) {
-  const uploads = [...new Set([...now.uploads, ...digests])].slice(-MOST_QUERIES);
-  return { ...now, uploads, box: null, open: null, look: "" };
+  return { ...closed(now), uploads: [...new Set([...now.uploads, ...digests])], box: null };
 }
 
 /** A link leads to an image that nobody has any more. */
 function askForImage(digest) {
-  forget();
   const input = el("input", { type: "file", accept: "image/*", class: "hidden", id: "pick-again" });
   input.addEventListener("change", () => input.files[0] && replaceGone(input.files[0], digest));
   showProblem(
@@ -238,38 +251,12 @@ async function replaceGone(file, digest) {
     const uploads = (now) => now.uploads.map((each) => (each === digest ? found : each));
     change((now) => ({ ...now, uploads: uploads(now), box: found === digest ? now.box : null }), true);
   } catch (problem) {
-    if (problem.code === undefined) throw problem;
+    if (!(problem instanceof Problem)) throw problem;
     showFailure(problem, () => replaceGone(file, digest));
   }
 }
 
-// -- the gallery ----------------------------------------------------------------------------------------------
-
-async function learn() {
-  try {
-    const signal = new AbortController().signal;
-    info = await patiently(() => fetchJson("v1/generation"), signal, () => {
-      byId("gallery").textContent = "The server is still loading its index";
-    });
-  } catch (problem) {
-    byId("gallery").textContent = problem.code === "unauthorized" ? "No key was given" : "";
-    return;
-  }
-  const images = info.counts.live ?? info.counts.images;
-  const parts = [
-    images === undefined ? null : count(images, "image"),
-    `generation ${info.number}`,
-    `published ${seconds(info.age_s)} ago`,
-  ];
-  byId("gallery").textContent = parts.filter(Boolean).join(" · ");
-  byId("gallery").title = `Recipe ${info.recipe}; ${info.published}`;
-  filters.describe(info);
-  if (!info.images) {
-    byId("start-text").textContent =
-      "This gallery holds ready-made vectors: it has no images to look at, and can be searched by programs only.";
-  }
-  if (answer) showNotices(answer, info, state);
-}
+// -- the whole page -------------------------------------------------------------------------------------------
 
 function listenToKeys() {
   document.addEventListener("keydown", (event) => {
@@ -291,7 +278,6 @@ function listenToKeys() {
 
 listenToDialogs();
 listenToKeys();
-learned = learn();
 listen(take);
 addEventListener("popstate", render);
 render();

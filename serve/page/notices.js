@@ -3,6 +3,21 @@
 import { byId, el, say, show } from "./dom.js";
 import { count, detail, headline, percent, sentence } from "./words.js";
 
+/** A search, or an image, is on its way. */
+export function begin() {
+  show(byId("start"), false);
+  clearProblem();
+  byId("notices").querySelector(".waiting")?.remove();
+  show(byId("progress"), true);
+  byId("results").setAttribute("aria-busy", "true");
+}
+
+export function end() {
+  show(byId("progress"), false);
+  byId("results").removeAttribute("aria-busy");
+  byId("results").classList.remove("stale");
+}
+
 /** Shows a problem; `buttons`: more that can be done about it. */
 export function showProblem(title, text, requestId = "", ...buttons) {
   const shown = [el("h2", {}, title), el("p", {}, text)];
@@ -11,15 +26,20 @@ export function showProblem(title, text, requestId = "", ...buttons) {
   byId("problem").replaceChildren(...shown);
 }
 
-/** What the same request may get over has a button for it. */
-export function showFailure(problem, again) {
+/** What the same request may get over has a button for it. `of`: the file that it is about, one of several. */
+export function showFailure(problem, again, of = "") {
   const passing = problem.status === 0 || problem.status === 401 || problem.status === 429 || problem.status >= 500;
   const button = el("button", { type: "button", on: { click: again } }, "Try again");
-  showProblem(headline(problem), detail(problem), problem.requestId, ...(passing ? [button] : []));
+  const title = of ? `${headline(problem)}: ${of}` : headline(problem);
+  showProblem(title, detail(problem), problem.requestId, ...(passing ? [button] : []));
 }
 
 export function clearProblem() {
   byId("problem").replaceChildren();
+}
+
+export function clearNotices() {
+  byId("notices").replaceChildren();
 }
 
 /** Counts down on the screen; screen readers hear it once. */
@@ -90,7 +110,9 @@ function partialNotices(answer) {
   if (!answer.partial) return [];
   const parts = [];
   if (answer.coverage < 1) parts.push(`${percent(answer.coverage)} of the images were searched`);
-  if (answer.skipped_steps.length > 0) parts.push(`no second look by ${answer.skipped_steps.join(", ")}`);
+  const looks = answer.skipped_steps.filter((step) => step !== "more-lists");
+  if (looks.length > 0) parts.push(`no second look by ${looks.join(", ")}`);
+  if (looks.length < answer.skipped_steps.length) parts.push("there was no time to look for all that the filter lets through");
   const text = `Partial answer: ${parts.join("; ") || "some of it came too late"}. Better ones may be missing.`;
   const shards = answer.missing_shards;
   return [["partial", text, shards.length > 0 && [`${count(shards.length, "shard")} missing`, shards]]];

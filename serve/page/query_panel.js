@@ -4,8 +4,10 @@ import { BoxEditor } from "./box.js";
 import { byId, el, show } from "./dom.js";
 import { kept } from "./kept.js";
 import { imagePath, picture, uploadPath } from "./pictures.js";
-import { MOST_QUERIES, asks, mayBox } from "./state.js";
+import { MOST_QUERIES, asks, mayBox, queriesIn } from "./state.js";
 import { count } from "./words.js";
+
+const LARGE = "The image searched with";
 
 export class QueryPanel {
   /** `change(state => state)`: makes another search of the present one. */
@@ -13,7 +15,8 @@ export class QueryPanel {
     this.change = change;
     this.boxer = new BoxEditor((box) => change((state) => ({ ...state, box })));
     byId("boxer").append(this.boxer.element);
-    this.shown = null;
+    this.shown = null; // the digest of the large image
+    this.told = null; // the size of it that the server sees
     this.urls = new Map();
     this.draw = byId("draw-box");
     this.draw.addEventListener("click", (event) => this.drawBox(event));
@@ -37,8 +40,9 @@ export class QueryPanel {
     const large = mayBox(state) ? state.uploads[0] : null;
     show(byId("boxer"), Boolean(large));
     show(byId("box-tools"), Boolean(large));
-    if (large && large !== this.shown) this.showLarge(large);
+    const before = this.shown;
     this.shown = large;
+    if (large && large !== before) this.showLarge(large);
     this.boxer.setBox(large ? state.box : null);
     show(byId("clear-box"), Boolean(large && state.box));
     byId("box-text").textContent = boxText(large ? state.box : null);
@@ -47,7 +51,7 @@ export class QueryPanel {
       ...state.images.map((id, at) => this.imageTile(id, "images", `image ${at + 1} of the gallery`)),
     );
     show(byId("query-tiles"), byId("query-tiles").childElementCount > 0);
-    show(byId("add-label"), asks(state) && state.uploads.length + state.images.length < MOST_QUERIES);
+    show(byId("add-label"), asks(state) && queriesIn(state) < MOST_QUERIES);
     show(byId("clear-query"), asks(state));
     byId("unlike-tiles").replaceChildren(
       ...state.unlike.map((id, at) => this.imageTile(id, "unlike", `image ${at + 1} that shows something else`)),
@@ -57,23 +61,36 @@ export class QueryPanel {
     show(byId("hidden-images"), state.exclude.length > 0);
   }
 
-  /** The answer says how large the image is, also where this browser cannot show it. */
-  answered(answer) {
-    const [query] = answer.queries;
-    if (this.shown && !this.boxer.size && query?.width) this.boxer.setSize(query.width, query.height);
+  /** The answer says how large the server sees the image: as it turned it, where formats or browsers differ. */
+  answered({ queries: [query] }) {
+    if (!this.shown || !query?.width) return;
+    const { width, height } = query;
+    this.told = { width, height };
+    const { size } = this.boxer;
+    if (!size) this.boxer.setSize(width, height);
+    else if (size.width !== width || size.height !== height) this.showServers(this.shown);
   }
 
+  /** As this browser has it, else as the server sees it. */
   async showLarge(digest) {
-    const img = el("img", { alt: "The image searched with", draggable: "false" });
+    const img = el("img", { alt: LARGE, draggable: "false" });
+    this.told = null;
     this.boxer.setImage(img);
     const url = await this.localUrl(digest);
-    if (url && (await shows(img, url))) {
-      if (this.shown === digest) this.boxer.setSize(img.naturalWidth, img.naturalHeight);
-    } else if (this.shown === digest) {
-      const from = picture(uploadPath(digest, 1024), img.alt, false);
-      img.replaceWith(from);
-      this.boxer.img = from;
-    }
+    const seen = url !== null && (await shows(img, url));
+    if (this.boxer.img !== img) return; // overtaken
+    const { naturalWidth: width, naturalHeight: height } = img;
+    const { told } = this;
+    if (seen && (!told || (told.width === width && told.height === height))) this.boxer.setSize(width, height);
+    else this.showServers(digest);
+  }
+
+  showServers(digest) {
+    const { told } = this;
+    const { box } = this.boxer;
+    this.boxer.setImage(picture(uploadPath(digest, 1024), LARGE, false));
+    this.boxer.setBox(box);
+    if (told) this.boxer.setSize(told.width, told.height);
   }
 
   /** A blob: URL of a file that this browser keeps; null if it does not. */

@@ -135,8 +135,21 @@ export class ResultGrid {
     this.cards()[place]?.querySelector(".open").focus();
   }
 
+  /** Where the card of a result is, or of the one that it is folded behind; -1: nowhere. */
+  placeOf(id) {
+    const leader = this.results.find((result) => result.image_id === id)?.duplicate_of;
+    const place = (of) => this.cards().findIndex((card) => card.dataset.id === of);
+    return place(id) >= 0 ? place(id) : place(leader);
+  }
+
+  /** The result whose card is `by` places from that of another; undefined where there is none. */
+  neighbour(id, by) {
+    const at = this.placeOf(id);
+    return at < 0 ? undefined : this.cards()[at + by]?.dataset.id;
+  }
+
   focusOn(id) {
-    this.focus(Math.max(0, this.cards().findIndex((card) => card.dataset.id === id)));
+    this.focus(Math.max(0, this.placeOf(id)));
   }
 
   key(event) {

@@ -7,7 +7,7 @@ const LOOKS = ["lines", "overlay", "heat"];
 
 export const EMPTY = Object.freeze({
   uploads: [], images: [], unlike: [], exclude: [], box: null, where: "",
-  top: 24, rerank: "", depth: null, fold: true, open: null, look: "", unread: [],
+  top: 24, rerank: "", depth: null, fold: true, open: null, look: "", beside: 1, unread: [],
 });
 
 const whole = (text, least, most) =>
@@ -37,6 +37,7 @@ const SINGLE = {
   fold: ["fold", (text) => ({ no: false, yes: true })[text]],
   open: ["open", matching(ID)],
   look: ["look", (text) => (LOOKS.includes(text) ? text : undefined)],
+  beside: ["beside", (text) => whole(text, 1, MOST_QUERIES)], // which of several queries the open one is compared with
 };
 
 /** Reads `location.hash`; what cannot be read is named in `unread`. */
@@ -64,11 +65,14 @@ export function writeState(state) {
   if (!state.fold) words.set("fold", "no");
   if (state.open) words.set("open", state.open);
   if (state.look) words.set("look", state.look);
+  if (state.beside !== EMPTY.beside) words.set("beside", state.beside);
   const text = words.toString().replaceAll("%2C", ",");
   return text ? `#${text}` : location.pathname + location.search;
 }
 
-export const asks = (state) => state.uploads.length + state.images.length > 0;
+export const queriesIn = (state) => state.uploads.length + state.images.length;
+
+export const asks = (state) => queriesIn(state) > 0;
 
 export const mayBox = (state) => state.uploads.length === 1 && state.images.length === 0;
 
@@ -88,20 +92,24 @@ export function requestOf(state) {
   };
 }
 
+/** The same search without a comparison. */
+export const closed = (state) => ({ ...state, open: null, look: "", beside: 1 });
+
 // What each button under a result makes of the search.
 
-const fresh = (state) => ({ ...state, open: null, look: "" });
-const without = (list, id) => list.filter((each) => each !== id);
-const latest = (list, most) => list.slice(-most);
+const besides = (list, id) => [...list.filter((each) => each !== id), id];
 
 export const ACTIONS = {
-  search: (state, id) => ({ ...fresh(state), uploads: [], images: [id], unlike: [], exclude: [], box: null }),
+  search: (state, id) => ({ ...closed(state), uploads: [], images: [id], unlike: [], exclude: [], box: null }),
   more: (state, id) => ({
-    ...fresh(state),
-    images: latest([...without(state.images, id), id], MOST_QUERIES - state.uploads.length),
-    unlike: without(state.unlike, id),
+    ...closed(state),
+    images: besides(state.images, id),
+    unlike: state.unlike.filter((each) => each !== id),
     box: null,
   }),
-  unlike: (state, id) => ({ ...fresh(state), unlike: latest([...without(state.unlike, id), id], MOST_QUERIES) }),
-  hide: (state, id) => ({ ...fresh(state), exclude: [...without(state.exclude, id), id] }),
+  unlike: (state, id) => ({ ...closed(state), unlike: besides(state.unlike, id) }),
+  hide: (state, id) => ({ ...closed(state), exclude: besides(state.exclude, id) }),
 };
+
+/** Whether a state searches with more images than a search takes. */
+export const tooMany = (state) => queriesIn(state) > MOST_QUERIES || state.unlike.length > MOST_QUERIES;

@@ -3,8 +3,13 @@
 import { Problem, fetchJson } from "./api.js";
 import { keep, kept } from "./kept.js";
 
-/** Posts a file and keeps it here; its digest. */
+/** Posts a file and keeps it here; its digest. Throws `Problem` where it cannot be read, as a folder cannot. */
 export async function upload(file, signal) {
+  try {
+    await file.slice(0, 1).arrayBuffer();
+  } catch {
+    throw new Problem(0, { code: "unreadable-file", detail: "It may be a folder, or have changed. Choose it again." });
+  }
   const body = new FormData();
   body.append("image", file, file.name || "image");
   const { digest } = await fetchJson("v1/uploads", { method: "POST", body, signal });

@@ -14,12 +14,14 @@ const HEADLINES = {
   invalid: "The search cannot be understood",
   "bad-request": "The search cannot be done",
   overloaded: "The server is busy",
-  "not-ready": "The server is still loading its index",
+  "not-ready": "The server is not ready for this",
   "store-unavailable": "The storage behind the server does not answer",
   "deadline-exceeded": "The search took too long",
   "partial-refused": "Not everything could be searched",
   internal: "Something went wrong on the server",
   unreachable: "The server cannot be reached",
+  unreadable: "The server's answer cannot be read",
+  "unreadable-file": "This file cannot be read",
 };
 
 const REASONS = {
@@ -34,12 +36,13 @@ const REASONS = {
   too_costly: "Decoding it takes more time or memory than is allowed.",
   decoder_died: "Decoding it failed.",
   no_features: "It has too little structure: nothing in it could be described.",
+  "uploads-off": "It can be searched with images of its gallery only, by links that name them.",
 };
 
 export const headline = (problem) => HEADLINES[problem.code] ?? `The server answered ${problem.status}`;
 
 /** More about a problem: what is wrong with the image where that is it, else the server's own sentence. */
-export const detail = (problem) => sentence(REASONS[problem.extra?.reason] ?? problem.message);
+export const detail = (problem) => sentence(REASONS[problem.extra?.reason ?? problem.code] ?? problem.message);
 
 export function sentence(text) {
   const trimmed = text.trim().replace(/\b[0-9a-f]{64}\b/g, "the image"); // an upload is named by its digest
@@ -69,7 +72,10 @@ export function seconds(s) {
 export const shortName = (key) => key.slice(key.lastIndexOf("/") + 1) || key;
 
 /** A name as two parts, of which the first gives way: the end tells files apart. */
-export const halves = (name) => [name.slice(0, -11), name.slice(-11)];
+export function halves(name) {
+  const letters = [...name]; // never half a letter of two code units
+  return [letters.slice(0, -11).join(""), letters.slice(-11).join("")];
+}
 
 /** What the steps found in a pair, in a few words; empty where there is nothing to say. */
 export function evidence(steps) {

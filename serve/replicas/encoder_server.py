@@ -11,11 +11,12 @@ from threading import Lock
 from index.fused import encoders_in
 from index.generation import Generation
 from ingest.compute import Compute
-from ingest.errors import BadInput
+from ingest.errors import BadInput, Unavailable
 from ingest.gallery import Gallery
 from ingest.outcomes import Rejected
 from serve.backend import Encoded
 from serve.query import QUERY_COMPUTE, ImageQuery, QueryEncoder, open_query_encoder, version_warning
+from serve.refusals import Away
 from serve.replicas.known_generations import KnownGenerations
 
 _OPENED = 3  # encoders at once: each has networks, and a decoding process of 60 MB
@@ -42,10 +43,15 @@ class EncoderServer:
         Raises:
             BadInput: the box is empty or outside the image, or the gallery's vectors came ready-made.
             NotFound, Corrupt, Unavailable: the generation or its models cannot be read.
+            Away: images cannot be decoded now.
         """
         known = self._generations.get(generation)
         with self._lock:
-            found, seconds = self._encoder(known, labels).encode_timed(image)
+            encoder = self._encoder(known, labels)
+            try:
+                found, seconds = encoder.encode_timed(image)
+            except Unavailable as error:  # it reads no store: its decoding process does not start
+                raise Away("the encoder cannot start its decoding process: try again soon") from error
         if isinstance(found, Rejected):
             return found
         return Encoded(found, seconds, version_warning(known.versions))

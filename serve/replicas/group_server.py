@@ -31,12 +31,12 @@ _CHECK_K = 10
 
 @dataclass
 class _Loaded:
-    """A generation in memory. `used`: when it was last asked something; `order`: of loading."""
+    """A generation in memory. `last`: when it was last asked something; `order`: of loading."""
 
     group: ShardGroup
     seconds: float
     order: int
-    used: float | None = None
+    last: float = -np.inf
 
 
 class GroupServer:
@@ -70,9 +70,9 @@ class GroupServer:
     def load(self, generation: int, replace: bool = False) -> GroupState:
         """See `serve.backend.Replica.load`.
 
-        Besides, a third generation takes the place of one: of the oldest that nobody asked for 30 s, or else
-        of the oldest. A load that fails leaves the other; after `replace`, what was dropped for it is loaded
-        again.
+        Besides, a third generation takes the place of the one that was asked longest ago or never, so that
+        what is served stays where its successor was refused. A load that fails leaves the other; after
+        `replace`, the best of what was dropped for it is loaded again.
         """
         with self._loading:
             with self._lock:
@@ -122,7 +122,7 @@ class GroupServer:
                     f"group {self.group} has not loaded generation {generation} (loaded: {there}): load it, "
                     "or ask for one of those"
                 )
-            loaded.used = self._clock()
+            loaded.last = self._clock()
             return loaded.group
 
     # -- loading ----------------------------------------------------------------------------------------
@@ -131,7 +131,8 @@ class GroupServer:
         shards = assign_shards(wanted.shards, self.groups)[self.group]
         with self._lock:
             before = dict(self._loaded)
-        leaving = list(before) if replace else self._surplus(before)
+        by_use = sorted(before, key=lambda number: (before[number].last, before[number].order))
+        leaving = by_use if replace else by_use[: max(0, len(before) + 1 - MOST_LOADED)]
         staying = [each for number, each in before.items() if number not in leaving]
         near = [each.group for each in staying]
         self._check_budget(wanted, new_bytes(wanted, shards, near), near, replace)
@@ -145,7 +146,7 @@ class GroupServer:
             _check(group, group.lists, thorough=True)
         except Exception:
             if replace and leaving:
-                self._restore(max(leaving))
+                self._restore(leaving[-1])
             raise
         return self._keep(group, time.perf_counter() - start)
 
@@ -165,16 +166,6 @@ class GroupServer:
             self._keep(open_group(self.gallery, known, shards, self._cache), time.perf_counter() - start)
         except ReseenError as error:
             logger.warning("group %d could not load generation %d again: %s", self.group, number, error)
-
-    def _surplus(self, loaded: dict[int, _Loaded]) -> list[int]:
-        """What makes room for one more: idle ones first, then by age."""
-        now = self._clock()
-
-        def worth(number: int) -> tuple[bool, int]:
-            used = loaded[number].used
-            return used is not None and now - used < IDLE_S, loaded[number].order
-
-        return sorted(loaded, key=worth)[: max(0, len(loaded) + 1 - MOST_LOADED)]
 
     def _check_budget(self, wanted: Generation, new: int, near: Sequence[ShardGroup], replace: bool) -> None:
         if self._memory_bytes is None:
@@ -197,14 +188,15 @@ class GroupServer:
         now = self._clock()
         with self._lock:
             for number, each in list(self._loaded.items()):
-                used = each.used or -np.inf
                 later = [other for other in self._loaded.values() if other.order > each.order]
-                taken_over = any(other.used is not None and other.used > used for other in later)
-                if taken_over and now - used >= IDLE_S:
+                if now - each.last >= IDLE_S and any(other.last > each.last for other in later):
                     del self._loaded[number]
 
     def _state(self, loaded: _Loaded) -> GroupState:
         group = loaded.group
+        with self._lock:
+            older = [each.group for each in self._loaded.values() if each.order < loaded.order]
+        counted = {id(segment) for each in older for segment in each.segments}
         return GroupState(
             generation=group.generation.number,
             group=self.group,
@@ -213,7 +205,7 @@ class GroupServer:
             lists=group.lists,
             dim=group.dim,
             columns=dict(group.columns),
-            code_bytes=group.code_bytes,
+            code_bytes=sum(each.nbytes for each in group.segments if id(each) not in counted),
             seconds=loaded.seconds,
         )
 

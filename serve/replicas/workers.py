@@ -6,7 +6,7 @@ A queue that grows is the end of a server: what is too much is refused at once.
 import asyncio
 import contextvars
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import ParamSpec, TypeVar
 
@@ -36,19 +36,29 @@ class Workers:
         """The result of a call in a thread. Cancelled before it began, it never runs; then, it runs on."""
         if self._taken >= self._room:
             raise Overloaded(self._retry_after_s)
-        self._taken += 1
         loop = asyncio.get_running_loop()
+        reply: asyncio.Future[T] = loop.create_future()
         call = partial(contextvars.copy_context().run, partial(work, *arguments, **named))
+        begun = self._pool.submit(call)
+        self._taken += 1
+        begun.add_done_callback(lambda _: loop.call_soon_threadsafe(self._done, begun, reply))
         try:
-            waiting = self._pool.submit(call)
-        except BaseException:
-            self._taken -= 1
+            return await reply
+        except asyncio.CancelledError:
+            begun.cancel()
             raise
-        waiting.add_done_callback(lambda _: loop.call_soon_threadsafe(self._done))
-        return await asyncio.wrap_future(waiting)
 
-    def _done(self) -> None:
+    def _done(self, begun: "Future[T]", reply: "asyncio.Future[T]") -> None:
+        """In the event loop, once for each call: the loop is woken once."""
         self._taken -= 1
+        if reply.done():
+            return
+        if begun.cancelled():
+            reply.cancel()
+        elif (error := begun.exception()) is not None:
+            reply.set_exception(error)
+        else:
+            reply.set_result(begun.result())
 
     def close(self) -> None:
         """Waits for nothing: what runs ends by itself, what waits is dropped."""

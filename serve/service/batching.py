@@ -1,7 +1,7 @@
 """Scans to one group of shards, gathered into messages: alone while replicas are free, together when not."""
 
 import asyncio
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,9 +17,20 @@ Reply = Scanned | ReseenError | Absent
 
 
 @dataclass(eq=False)
+class _Message:
+    """Scans on their way. `wanted`: replies that are still waited for."""
+
+    task: "asyncio.Task[None]"
+    wanted: int
+
+
+@dataclass(eq=False)
 class _Entry:
+    """A scan. `message`: that it was sent with; None while it waits."""
+
     scan: Scan
     reply: "asyncio.Future[Reply]"
+    message: _Message | None = None
 
 
 class Lane:
@@ -33,16 +44,29 @@ class Lane:
         self.peers = peers
         self.asker = Asker(peers, clock, settings)
         self._most, self._parallel = settings.batch_most, settings.batches_in_flight
-        self._pending: dict[int, deque[_Entry]] = {}
+        self._pending: dict[int, OrderedDict[_Entry, None]] = {}  # by generation, first come first
         self._running: set[asyncio.Task[None]] = set()
 
     def scan(self, generation: int, scan: Scan) -> "asyncio.Future[Reply]":
         """The reply to come. Cancelling it takes the scan back: it is not sent, or its message cancelled once
         nobody waits for any part of it."""
         entry = _Entry(scan, asyncio.get_running_loop().create_future())
-        self._pending.setdefault(generation, deque()).append(entry)
+        entry.reply.add_done_callback(lambda reply: self._given_up(generation, entry, reply))
+        self._pending.setdefault(generation, OrderedDict())[entry] = None
         self._send()
         return entry.reply
+
+    def _given_up(self, generation: int, entry: _Entry, reply: "asyncio.Future[Reply]") -> None:
+        """Nobody waits for a reply any more: the scan is not sent, or one less wants its message."""
+        if not reply.cancelled():
+            return
+        if entry.message is None:
+            if (pending := self._pending.get(generation)) is not None:
+                pending.pop(entry, None)
+            return
+        entry.message.wanted -= 1
+        if not entry.message.wanted:
+            entry.message.task.cancel()
 
     def close(self) -> None:
         """Ends whatever is under way, and what waits."""
@@ -75,10 +99,10 @@ class Lane:
         """Replicas that are likely to answer; 1 where none is, so that nothing waits for them here."""
         return max(1, sum(not peer.paused for peer in self.peers.ready(generation)))
 
-    def _take(self, pending: deque[_Entry]) -> list[_Entry]:
+    def _take(self, pending: OrderedDict[_Entry, None]) -> list[_Entry]:
         batch: list[_Entry] = []
         while pending and len(batch) < self._most:
-            entry = pending.popleft()
+            entry, _ = pending.popitem(last=False)
             if not entry.reply.done():
                 batch.append(entry)
         return batch
@@ -87,17 +111,9 @@ class Lane:
         task = asyncio.get_running_loop().create_task(self._run(generation, batch))
         self._running.add(task)
         task.add_done_callback(self._ended)
-        waited_for = len(batch)
-
-        def left(reply: "asyncio.Future[Reply]") -> None:
-            nonlocal waited_for
-            if reply.cancelled():
-                waited_for -= 1
-                if not waited_for:
-                    task.cancel()
-
+        message = _Message(task, len(batch))
         for entry in batch:
-            entry.reply.add_done_callback(left)
+            entry.message = message
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._running.discard(task)

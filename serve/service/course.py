@@ -60,6 +60,12 @@ class Course:
         if self.gone and self.newer():
             raise GenerationGone
 
+    def skip(self, step: str) -> None:
+        """A step could not be done: the answer goes without it."""
+        if step not in self.skipped:
+            self.skipped.append(step)
+        self.metrics.count("skipped_steps", step=step)
+
     def warn(self, sentence: str | None) -> None:
         if sentence is not None and sentence not in self.warnings:
             self.warnings.append(sentence)

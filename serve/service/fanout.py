@@ -22,6 +22,9 @@ from serve.service.hedging import Absent
 
 T = TypeVar("T")
 
+MORE_LISTS = "more-lists"  # the step that an answer goes without where a filter needs more than there is time
+_ROUND_SHARE = 0.7  # part of the time left that a scan may take which another may follow
+
 
 @dataclass(frozen=True)
 class Ask:
@@ -47,7 +50,8 @@ class FanOut:
     async def scan(self, course: Course, ask: Ask, deadline: Deadline) -> Scanned | None:
         """The best of all groups that answer in time; None if none does.
 
-        The course learns who is missing; who was missing before is not asked.
+        The course learns who is missing; who was missing before is not asked. Where there is no time for the
+        further lists that a filter needs, the answer is what the first ones have, and the course says so.
         """
         view = course.view
         if not view.filled:
@@ -57,14 +61,21 @@ class FanOut:
         first = ask.nprobe or view.generation.recipe.nprobe or 1
         for lists in list_schedule(first, view.lists):
             scan = Scan(ask.vector, ask.k, lists, ask.where, ask.detail)
-            found = await self._round(course, scan, deadline)
-            if found:
-                for group in course.missing & latest.keys():  # no results of shards that are said to miss
-                    del latest[group]
-                latest.update(found)
-                with course.stage("merge"):
-                    merged = merge_scanned(list(latest.values()), ask.k)
-            if not found or (merged is not None and enough(merged, ask.k)):
+            before = set(course.missing)
+            # A group that is late must leave the others time to read more.
+            until = deadline if lists == view.lists else deadline.part(_ROUND_SHARE)
+            found = await self._round(course, scan, until)
+            if not found:
+                if merged is not None:
+                    course.missing = before
+                    course.skip(MORE_LISTS)
+                break
+            for group in course.missing & latest.keys():  # no results of shards that are said to miss
+                del latest[group]
+            latest.update(found)
+            with course.stage("merge"):
+                merged = merge_scanned(list(latest.values()), ask.k)
+            if enough(merged, ask.k):
                 break
         return merged
 
@@ -140,13 +151,16 @@ async def _until(futures: "Sequence[asyncio.Future[T]]", deadline: Deadline) -> 
     When the caller is cancelled, all are.
     """
     try:
-        if futures:
-            await asyncio.wait(futures, timeout=deadline.left())
-        return [future.result() if future.done() else None for future in futures]
+        async with asyncio.timeout_at(deadline.at):
+            for future in futures:
+                if not future.done():
+                    await future
+    except TimeoutError:
+        pass
     finally:
         for future in futures:
-            if not future.done():
-                future.cancel()
+            future.cancel()  # does nothing to those that are done
+    return [None if future.cancelled() else future.result() for future in futures]
 
 
 _NOTHING = Scanned(np.empty(0, np.float32), np.empty(0, np.int64), (), 0, (), 0.0)

@@ -211,7 +211,8 @@ class Flip:
         """One replica of each group after the other gives up what it has.
 
         Where groups have several replicas, others of them serve on. Where one has a single one, requests go
-        without it while it loads; the view changes when the new generation has no less to answer with.
+        without it while it loads; the view changes when the new generation has no less to answer with. From
+        then on only a refusal brings back the old: a replica that is away is loaded when it comes back.
         """
         before, number = self._view, reading.number
         several_first = sorted(self._groups, key=lambda peers: -len(peers.ready(self.number)))
@@ -219,20 +220,26 @@ class Flip:
         try:
             for peers in several_first:
                 states.append(await self._one_of(peers, number, shares[peers.group], replace=True))
-                there = 0.0 if before is None else self._answers(before.number, before.shares)
-                if self._answers(number, shares) >= there:
-                    self._show(View(reading, len(self._groups), states))
+                self._show_if_no_less(View(reading, len(self._groups), states), before)
+        except Unavailable:
+            if states:  # who is away now is part of neither
+                self._show_if_no_less(View(reading, len(self._groups), states), before)
+            raise
         except ReseenError:
             if before is not None:  # those that gave it up are given it again by whoever supervises
                 self._show(before)
             raise
         self._show(View(reading, len(self._groups), states))
 
-    def _answers(self, number: int, shares: Sequence[Share]) -> float:
+    def _show_if_no_less(self, view: View, before: View | None) -> None:
+        """Shows a view that can answer with as much as the one before it."""
+        if before is None or self._answers(view) >= self._answers(before):
+            self._show(view)
+
+    def _answers(self, view: View) -> float:
         """The part of a generation's rows that can be asked."""
-        rows = sum(share.rows for share in shares)
-        there = sum(shares[peers.group].rows for peers in self._groups if peers.ready(number))
-        return there / rows if rows else float(all(peers.ready(number) for peers in self._groups))
+        away = {peers.group for peers in self._groups if not peers.ready(view.number)}
+        return view.coverage(away) if view.rows else float(not away)
 
     def close(self) -> None:
         for task in self._loading:

@@ -107,9 +107,19 @@ class Asker:
         task.add_done_callback(peer.relieved)
 
     async def _call(self, peer: Peer, call: Call[T]) -> T:
+        """Its answer; `Unavailable` also where it turns out to be down meanwhile."""
         since = self._clock()
         try:
-            found = await call(peer.replica)
+            async with asyncio.timeout(None) as wait:
+                peer.waits.add(wait)
+                try:
+                    found = await call(peer.replica)
+                finally:
+                    peer.waits.discard(wait)
+        except TimeoutError:
+            if wait.expired():
+                raise Unavailable(f"replica {peer.name} is down") from None
+            raise
         except asyncio.CancelledError:
             if self._clock() - since > self._settings.hedge_most_s and not peer.paused:
                 self.peers.failed(peer)

@@ -46,7 +46,7 @@ class Loader:
                     raise
                 raise Unavailable(f"replica {peer.name} failed to load: {error!r}") from error
         self._metrics.count("shard_loads", group=str(peer.group), outcome="ok")
-        self._metrics.gauge("memory_bytes", _bytes(peer), group=str(peer.group))
+        self._metrics.gauge("memory_bytes", peer.code_bytes, group=str(peer.group))
         _LOG.info("replica %s has generation %d (%d rows)", peer.name, number, state.rows)
         return state
 
@@ -64,7 +64,3 @@ class Loader:
             raise Unavailable(f"replica {peer.name} has dropped generation {number} again")
         peer.answered()
         return state
-
-
-def _bytes(peer: Peer) -> int:
-    return sum(state.code_bytes for state in peer.states.values())

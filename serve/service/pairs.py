@@ -63,7 +63,7 @@ class Pairs:
         near = [hit for hit in hits if hit.similarity >= threshold]
         rows = await rows_for(course, self._fan_out, near, found.rows)
         if course.partial:
-            raise PartialRefused(course.coverage, course.missing_shards)
+            raise PartialRefused(course.coverage, course.missing_shards, course.skipped)
         results = [
             found_image(course.view, hit, rows[hit.image_id], rank, None, points=False)
             for rank, hit in enumerate(near, start=1)

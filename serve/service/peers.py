@@ -3,6 +3,7 @@
 Which replica is asked first follows from this alone; nothing here waits for anything.
 """
 
+import asyncio
 from collections import deque
 from collections.abc import Sequence
 from statistics import median
@@ -24,6 +25,7 @@ class Peer:
         in_flight: messages that it has not answered yet.
         states: generations that it has, as it said last.
         down: it answers nothing; only looks at it continue.
+        waits: of those that it has not answered yet.
         answered_at: when it last answered anything.
     """
 
@@ -32,6 +34,7 @@ class Peer:
         self.states: dict[int, GroupState] = {}
         self.in_flight = 0
         self.down = False
+        self.waits: set[asyncio.Timeout] = set()
         self.answered_at = float("-inf")
         self._clock, self._settings = clock, settings
         self._paused_until = float("-inf")
@@ -56,6 +59,13 @@ class Peer:
         self._paused_until = float("-inf")
         self._pause_s = self._settings.pause_first_s
 
+    def lost(self) -> None:
+        """It answers nothing more: whoever waits for it does so in vain, and is told."""
+        self.down = True
+        waits, self.waits = self.waits, set()
+        for wait in waits:
+            wait.reschedule(self._clock())
+
     def failed(self) -> None:
         if not self.paused:  # several messages that fail at once are one failure
             self._paused_until = self._clock() + self._pause_s
@@ -64,6 +74,11 @@ class Peer:
     def relieved(self, _: object) -> None:
         """One message less is in flight."""
         self.in_flight -= 1
+
+    @property
+    def code_bytes(self) -> int:
+        """Memory of all that it has loaded."""
+        return sum(state.code_bytes for state in self.states.values())
 
     def has(self, generation: int) -> bool:
         return generation in self.states

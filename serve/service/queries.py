@@ -25,6 +25,8 @@ from serve.service.together import together
 
 _WEAK = "{} has only {} local features: what matches it may do so by chance; use a larger or sharper image"
 
+_LEAST_NORM, _MOST_NORM = 1e-18, 1e18  # between them squares are numbers in single precision
+
 
 @dataclass(frozen=True)
 class Resolved:
@@ -83,9 +85,8 @@ class Resolver:
                 *(self.stored(course, rows[image], labels) for image in like),
             ]
         )
-        named = QueryInfo(kind="vector", name="vector")
         queries += [
-            Resolved(named.model_copy(update={"name": str(at)}), vector) for at, vector in enumerate(vectors)
+            Resolved(QueryInfo(kind="vector", name=str(at)), vector) for at, vector in enumerate(vectors)
         ]
         vector = queries[0].vector
         if len(queries) > 1 or unlike:
@@ -196,15 +197,11 @@ def _ids(given: Sequence[str]) -> list[int]:
 
 
 def _checked_vector(given: Sequence[float], dim: int) -> Float32[np.ndarray, " d"]:
-    vector = np.asarray(given, np.float64)
-    if dim and len(vector) != dim:
-        raise BadInput(f"a query vector has {len(vector)} dimensions, and the gallery's have {dim}")
-    with np.errstate(over="ignore", invalid="ignore"):
-        narrow = vector.astype(np.float32)
-        norm = float(np.linalg.norm(narrow))
-    if not math.isfinite(norm) or norm == 0:
+    if dim and len(given) != dim:
+        raise BadInput(f"a query vector has {len(given)} dimensions, and the gallery's have {dim}")
+    if not _LEAST_NORM <= math.hypot(*given) <= _MOST_NORM:
         raise BadInput("a query vector is zero, too large, or has components that are no numbers")
-    normalised: np.ndarray = l2_normalised(narrow[None])[0]
+    normalised: np.ndarray = l2_normalised(np.array([given], np.float32))[0]
     return normalised
 
 

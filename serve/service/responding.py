@@ -2,8 +2,6 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -17,26 +15,12 @@ from serve.answers import printable, result_fields, step_fields
 from serve.api import FoundImage, StepEvidence, Verdict
 from serve.backend import Reranker
 from serve.refusals import Overloaded
+from serve.searcher import Result
 from serve.service.course import Course
 from serve.service.fanout import FanOut
 from serve.service.view import View
 
 _POINT_DECIMALS = 2
-
-
-@dataclass(frozen=True)
-class _Placed:
-    """A hit with its row, as `serve.answers` wants it."""
-
-    rank: int
-    image_id: int
-    score: float
-    similarity: float
-    evidence: Sequence[Evidence]
-    uri: str
-    source: str
-    key: str
-    metadata: Mapping[str, Any]
 
 
 def found_image(
@@ -45,14 +29,14 @@ def found_image(
     """A result as the API gives it. `points`: with those of each step that found some."""
     key = row.key if row.key.isascii() else printable(row.key)
     uri = printable(view.uri(row.source, row.key))
-    placed = _Placed(
-        rank, hit.image_id, hit.score, hit.similarity, hit.evidence, uri, row.source, key, row.metadata
+    result = Result(
+        hit.image_id, hit.score, uri, row.source, key, row.metadata, rank, hit.similarity, hit.evidence
     )
     verdict = None
     if calibration is not None:
         label, probability = calibration.verdict(hit.score)
         verdict = Verdict(label=label, probability=round(probability, 4))
-    fields = result_fields(placed)
+    fields = result_fields(result)
     fields["image_id"] = str(hit.image_id)
     fields["steps"] = [step_evidence(each, points) for each in hit.evidence]
     return FoundImage(**fields, verdict=verdict, thumbnail=f"/v1/images/{hit.image_id}/thumbnail")

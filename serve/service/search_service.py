@@ -7,6 +7,7 @@ replicas have dropped that generation meanwhile, it begins again with the newer 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Self, TypeVar
 
 from index.calibration import Calibration
@@ -215,8 +216,7 @@ class SearchService:
     async def _pinned(self, work: Callable[[Course], Awaitable[T]], deadline: Deadline) -> T:
         for _ in range(_BEGINNINGS):
             view = self._flip.view
-            number = view.number
-            course = Course(view, deadline, self.metrics, lambda number=number: self._flip.number > number)  # type: ignore[misc]
+            course = Course(view, deadline, self.metrics, partial(self._serves_newer, view.number))
             try:
                 if deadline.over:
                     break
@@ -229,6 +229,9 @@ class SearchService:
             except TimeoutError:
                 break
         raise DeadlineExceeded("there was no answer before the deadline: allow more time (timeout_ms)")
+
+    def _serves_newer(self, number: int) -> bool:
+        return self._flip.number > number
 
     def _looks_again(self, request: SearchRequest) -> bool:
         """Whether a search without uploads is as dear as one with them."""

@@ -71,19 +71,16 @@ class Searching:
             steps = ()  # there are images, and nothing of them that a step could look at
         search = _search(request, wanted, steps, where)
         found = await self._looks.search(course, search, wanted.vector)
-        results = await self._results(course, request, found, steps)
+        results = await self._results(course, request, found)
         if course.partial and not request.allow_partial:
             raise PartialRefused(course.coverage, course.missing_shards, course.skipped)
         return _response(course, request, wanted, results, request_id)
 
-    async def _results(
-        self, course: Course, request: SearchRequest, found: Found, steps: tuple[StepSettings, ...]
-    ) -> list[FoundImage]:
+    async def _results(self, course: Course, request: SearchRequest, found: Found) -> list[FoundImage]:
         hits = found.hits[: request.top]
         rows = await rows_for(course, self._fan_out, hits, found.rows)
         hits = [hit for hit in hits if hit.image_id in rows]
-        done = tuple(step for step in steps if step.kind not in course.skipped)
-        calibration = self._verdicts.of(course.view, done)
+        calibration = self._verdicts.of(course.view, found.done)
         with course.stage("metadata"):
             results = [
                 found_image(course.view, hit, rows[hit.image_id], rank, calibration, request.explain)

@@ -15,7 +15,7 @@ from jaxtyping import Float32
 from index.expansion import ExpansionSettings
 from index.filters import Filter
 from index.group import Row
-from index.rerank import Hit, ranked_hits
+from index.rerank import Hit, hits_of, ranked_hits
 from index.steps import PairSettings, Query, StepSettings
 from ingest.errors import Corrupt, NotFound, Unavailable
 from ingest.image_features import ImageFeatures
@@ -50,10 +50,11 @@ class Search:
 
 @dataclass(frozen=True)
 class Found:
-    """Hits, best first, and the rows that came with them, by image."""
+    """Hits, best first, and the rows that came with them, by image. `done`: steps that were done."""
 
     hits: list[Hit]
     rows: dict[int, Row]
+    done: tuple[StepSettings, ...] = ()
 
 
 class SecondLooks:
@@ -73,6 +74,7 @@ class SecondLooks:
         found = await self._scan(course, search, vector, search.depth, scan_until)
         if found is None:
             raise _no_answer(course)
+        done: list[StepSettings] = []
         for settings in search.steps:
             before = set(course.missing)
             try:
@@ -84,14 +86,14 @@ class SecondLooks:
                         with course.stage("rerank"):
                             hits = await self._looked(course, settings, search, vector, found.hits)
                         found = replace(found, hits=hits)
+                done.append(settings)
             except (Unavailable, TimeoutError, Overloaded, NotFound, Corrupt) as error:
                 if isinstance(error, NotFound) and course.newer():
                     raise GenerationGone from error
                 _LOG.info("step %s is left out: %s", settings.kind, str(error) or "no time was left")
                 course.missing = before  # the hits are those from before the step
-                course.skipped.append(settings.kind)
-                course.metrics.count("skipped_steps", step=settings.kind)
-        return found
+                course.skip(settings.kind)
+        return replace(found, done=tuple(done))
 
     async def _scan(
         self,
@@ -111,12 +113,7 @@ class SecondLooks:
         course.check_gone()
         if merged is None:
             return None
-        ids, scores = merged.image_ids.tolist(), merged.scores.tolist()
-        hits = [
-            Hit(image, place, score, score)
-            for image, place, score in zip(ids, merged.places, scores, strict=True)
-            if image not in search.out
-        ]
+        hits = [hit for hit in hits_of(merged) if hit.image_id not in search.out]
         return Found(hits[:wanted], {row.image_id: row for row in merged.rows})
 
     async def _expanded(

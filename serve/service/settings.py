@@ -65,3 +65,8 @@ class ServiceSettings(BaseModel):
     weak_features: int = Field(
         50, ge=0, description="a query with fewer local features is weak: its matches may be chance"
     )
+
+    @property
+    def most_inside(self) -> int:
+        """The most requests of one kind that are worked on or wait."""
+        return max(self.vector_concurrency + self.vector_queue, self.image_concurrency + self.image_queue)

@@ -60,15 +60,16 @@ class Supervisor:
                 states = await peer.replica.states()
         except Exception as error:
             # One that is loading, or that answered something meanwhile, is only busy.
-            silent = isinstance(error, TimeoutError) and (peer.answered_at > since or self._loader.busy(peer))
-            if not silent and not peer.down:
+            busy = isinstance(error, TimeoutError) and (peer.answered_at > since or self._loader.busy(peer))
+            if not busy and not peer.down:
                 _LOG.warning("replica %s is down: %s", peer.name, str(error) or "it does not answer")
-                peer.down = True
+                peer.lost()
             return
         if peer.down:
             _LOG.info("replica %s is back", peer.name)
         if not self._loader.busy(peer):
             peer.states = {state.generation: state for state in states}
+            self._metrics.gauge("memory_bytes", peer.code_bytes, group=str(peer.group))
         peer.seen()
         self._restore(peer)
 

@@ -8,13 +8,13 @@ T = TypeVar("T")
 
 
 async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results in their order. One is awaited as it is, without a task.
+    """The results in their order. One is awaited as it is, without a task; none are there at once.
 
     Raises:
         What the first that fails raises, as it is; the others are cancelled and have ended by then.
     """
-    if len(work) == 1:
-        return [await work[0]]
+    if len(work) <= 1:
+        return [await each for each in work]
     tasks = [asyncio.get_running_loop().create_task(each) for each in work]
     try:
         return list(await asyncio.gather(*tasks))

@@ -52,12 +52,7 @@ class View:
         self.dim = max((state.dim for state in states), default=0)
         self.columns = united_columns(state.columns for state in states)
         self.images = reading.generation.recipe.features is not None
-        self._group = {
-            part: group
-            for group, shards in enumerate(assign_shards(reading.generation.shards, groups))
-            for shard in shards
-            for part in shard.parts
-        }
+        self._group = _groups_of_parts(reading.generation, groups)
 
     @property
     def number(self) -> int:
@@ -79,7 +74,7 @@ class View:
         return datetime.fromisoformat(at) if at else datetime.fromtimestamp(0, UTC)
 
     def group_of(self, part: str) -> int:
-        """The group whose shards cover a part."""
+        """The group in which the rows of a part can be found."""
         return self._group[part]
 
     def uri(self, source: str, key: str) -> str:
@@ -99,6 +94,20 @@ class View:
 
     def shards_of(self, groups: set[int]) -> list[str]:
         return [shard for group in sorted(groups) for shard in self.shares[group].shards]
+
+
+def _groups_of_parts(generation: Generation, groups: int) -> dict[str, int]:
+    """Of shards that cover one part (two builds at once) the first has its rows; others have them masked."""
+    group_of = {
+        shard.shard: group
+        for group, shards in enumerate(assign_shards(generation.shards, groups))
+        for shard in shards
+    }
+    found: dict[str, int] = {}
+    for shard in generation.shards:
+        for part in shard.parts:
+            found.setdefault(part, group_of[shard.shard])
+    return found
 
 
 def shares_of(generation: Generation, groups: int) -> tuple[Share, ...]:

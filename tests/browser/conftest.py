@@ -10,7 +10,8 @@ import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
 from ingest.gallery import Gallery
-from serve.http.keys import Keys, add_key
+from serve.http.key_file import add_key
+from serve.http.keys import Keys
 from tests.browser.pages import ARGUMENTS, Visitor, visiting
 from tests.browser.town import make_town, town_calibration
 from tests.browser.town_server import TownServer, serving

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import ViewportSize, expect
 
 import serve
 from tests.browser.conftest import Visit
-from tests.browser.pages import PHONE, Visitor
+from tests.browser.pages import PHONE, SMALL_PHONE, Visitor
 from tests.browser.town import COPIED, QUERY, featureless, town_files
 
 pytestmark = pytest.mark.browser
@@ -107,12 +107,13 @@ def test_all_of_it_is_reached_by_tab_and_shows_where_one_is(visitor: Visitor) ->
     assert [each for each in reached if each in acts] == acts, "those of one card"
 
 
-def test_a_phone_has_room_for_all_of_it(visit: Visit) -> None:
-    visitor = visit(viewport=PHONE, has_touch=True, is_mobile=True, device_scale_factor=2).open()
+@pytest.mark.parametrize("phone", [SMALL_PHONE, PHONE], ids=["small", "usual"])
+def test_a_phone_has_room_for_all_of_it(phone: ViewportSize, visit: Visit) -> None:
+    visitor = visit(viewport=phone, has_touch=True, is_mobile=True, device_scale_factor=2).open()
     page = visitor.page
 
     def fits() -> None:
-        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        assert page.evaluate("document.documentElement.scrollWidth") <= phone["width"]
         small = page.evaluate(
             """[...document.querySelectorAll("button, .button, select, input[type=number]")].filter((e) => {
                 const at = e.getBoundingClientRect();
@@ -123,11 +124,17 @@ def test_a_phone_has_room_for_all_of_it(visit: Visit) -> None:
         assert small == []
 
     fits()
+    tops = [page.locator(part).evaluate("(e) => e.offsetTop") for part in ("main", "#filter-panel")]
+    assert tops[0] < tops[1], "what to do comes before what may be done"
+    page.get_by_role("button", name="Shortcuts").tap()
+    title = page.get_by_role("heading", name="Shortcuts").bounding_box()
+    assert title is not None and title["y"] >= 0, "a list is read from its beginning"
+    page.get_by_role("button", name="Close", exact=True).tap()
     visitor.pick(FILES[QUERY])
     fits()
     first = visitor.cards.first.bounding_box()
-    assert first is not None and first["y"] < PHONE["height"] - 150, "results begin in the first window"
-    assert first["width"] > PHONE["width"] / 3
+    assert first is not None and first["y"] < phone["height"] - 100, "results begin in the first window"
+    assert first["width"] > phone["width"] / 3
     visitor.shoot("phone")
     page.locator("#filter-panel summary").tap()
     page.locator("#options-panel summary").tap()

@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
-from tests.browser.pages import Visitor
+from tests.browser.conftest import Visit
+from tests.browser.pages import DESKTOP, PHONE, Visitor
 from tests.browser.test_page_query import drawn
 from tests.browser.town import QUERY, SIZE, scene_of, town_files
 
@@ -197,6 +198,135 @@ def test_keys_open_turn_and_close_the_comparison(visitor: Visitor) -> None:
     assert "open" not in visitor.state()
 
 
+def test_keys_go_on_working_at_both_ends_of_the_results(visitor: Visitor) -> None:
+    visitor.answer("/v1/search", lambda answer: answer.update(results=answer["results"][:3]))
+    visitor.pick(FILES[QUERY])
+    page, names = visitor.page, visitor.names()
+    title = page.locator("#compare-title")
+    visitor.cards.first.locator(".open").click()
+    expect(title).to_be_focused()
+    page.keyboard.press("ArrowRight")
+    expect(title).to_have_text(names[1])
+    for button, end, back in (("before", names[0], "ArrowRight"), ("next", names[2], "ArrowLeft")):
+        page.locator(f"#compare-{button}").focus()
+        page.keyboard.press("Enter")
+        expect(title).to_have_text(end)
+        expect(page.locator(f"#compare-{button}")).to_be_disabled()
+        page.keyboard.press(back)
+        expect(title).to_have_text(names[1])
+
+
+def test_the_next_result_is_that_of_the_next_card(visitor: Visitor) -> None:
+    """Never one that is folded behind another: their order depends on scores that are almost the same."""
+
+    def repeat(answer: dict[str, Any]) -> None:
+        for result in answer["results"]:
+            result["duplicate_of"] = None
+        for copy in answer["results"][3:5]:
+            copy["duplicate_of"] = answer["results"][2]["image_id"]
+
+    visitor.answer("/v1/search", repeat)
+    visitor.pick(FILES[QUERY])
+    page, names = visitor.page, visitor.names()
+    visitor.cards.nth(2).locator(".open").click()
+    for key, name in (("ArrowRight", names[3]), ("ArrowLeft", names[2]), ("ArrowLeft", names[1])):
+        page.keyboard.press(key)
+        expect(page.locator("#compare-title")).to_have_text(name)
+
+
+def test_to_close_it_twice_goes_back_once(visitor: Visitor) -> None:
+    visitor.pick(FILES[QUERY])
+    address = visitor.page.url
+    visitor.card(MATCH).locator(".open").click()
+    visitor.page.locator("#compare-close").evaluate("(button) => { button.click(); button.click(); }")
+    expect(visitor.page).to_have_url(address)
+    visitor.page.wait_for_timeout(300)  # the way back is taken in a while
+    assert visitor.page.url == address
+
+
+def test_buttons_are_about_the_image_that_is_being_looked_at(visitor: Visitor) -> None:
+    visitor.pick(FILES[QUERY])
+    names = visitor.names()
+    compare(visitor, names[1])
+    visitor.page.route("**/v1/compare", lambda route: None)  # it never answers
+    visitor.page.keyboard.press("ArrowRight")
+    expect(visitor.page.locator("#compare-title")).to_have_text(names[2])
+    expect(visitor.page.locator("#compare-figures")).to_be_empty()
+    visitor.page.get_by_role("dialog").get_by_role("button", name="Hide").click()
+    visitor.settled()
+    expect(visitor.card(names[2])).to_have_count(0)
+    expect(visitor.card(names[1])).to_have_count(1)
+
+
+def test_a_comparison_that_failed_can_be_tried_again(visitor: Visitor) -> None:
+    visitor.pick(FILES[QUERY])
+    compare(visitor)
+    page = visitor.page
+    page.get_by_role("radio", name="Side by side").focus()
+    visitor.refuse("/v1/compare", 504, "deadline-exceeded", times=1)
+    page.locator("#compare-next").click()
+    expect(page.locator("#stage-text")).to_contain_text("The search took too long")
+    again = page.get_by_role("dialog").get_by_role("button", name="Try again")
+    again.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#stage-text")).to_contain_text("corresponding point")
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#compare-title")).to_have_text(MATCH)
+
+
+def test_a_comparison_that_comes_before_its_search_gets_rank_and_neighbours(
+    visitor: Visitor, visit: Visit
+) -> None:
+    visitor.pick(FILES[QUERY])
+    compare(visitor)
+    held: list[Route] = []
+    other = visit()
+    other.page.route("**/v1/search", lambda route: held.append(route))
+    other.open(visitor.page.url)
+    expect(other.page.locator("#stage .link").first).to_be_visible()
+    expect(other.page.get_by_role("button", name="Next result")).to_be_disabled()
+    held[0].continue_()
+    expect(other.page.get_by_role("button", name="Next result")).to_be_enabled()
+    rank = visitor.names().index(MATCH) + 1
+    expect(other.page.locator("#compare-verdict")).to_contain_text(f"{rank}. ")
+
+
+def test_a_long_name_leaves_everything_in_the_window(visitor: Visitor) -> None:
+    name = "a long name " * 40 + ".png"
+
+    def lengthen(answer: dict[str, Any]) -> None:
+        for result in answer["results"]:
+            result["key"] = name
+
+    visitor.answer("/v1/search", lengthen)
+    visitor.pick(FILES[QUERY])
+    visitor.cards.nth(1).locator(".open").click()
+    expect(visitor.page.locator("#compare-title")).to_have_text(name.strip())
+    for part in ("#compare-close", "#stage"):
+        place = visitor.page.locator(part).bounding_box()
+        assert place is not None and place["x"] + place["width"] <= DESKTOP["width"], part
+
+
+def test_where_the_query_is_is_said_as_it_is_drawn(visit: Visit) -> None:
+    """One above the other on a phone, and not equally wide."""
+    visitor = visit(viewport=PHONE).open()
+    visitor.answer("/v1/compare", lambda answer: answer.update(width=240, height=SIZE))
+    visitor.pick(FILES[QUERY])
+    visitor.card(MATCH).locator(".open").click()
+    expect(visitor.page.locator("#stage-text")).to_contain_text("the query is above")
+    (_, query), (_, match) = (area_of(visitor, at)[0] for at in (0, 1))
+    assert query < match
+
+
+def test_whole_numbers_are_shown_to_the_last_digit(visitor: Visitor) -> None:
+    """Also those that a number of JavaScript cannot hold."""
+    large = 3941654959055551397
+    visitor.answer("/v1/search", lambda answer: answer["results"][1]["metadata"].update(number=large))
+    visitor.pick(FILES[QUERY])
+    visitor.cards.nth(1).locator(".open").click()
+    expect(visitor.page.locator("#compare-figures")).to_contain_text(str(large))
+
+
 def test_what_a_score_is_made_of_is_told(visitor: Visitor, told: list[dict[str, Any]]) -> None:
     visitor.pick(FILES[QUERY])
     compare(visitor)
@@ -230,6 +360,9 @@ def test_each_of_several_query_images_can_be_compared(visitor: Visitor) -> None:
     expect(visitor.page.locator("#stage-text")).to_have_text("No corresponding points were found.")
     first, second = (body["upload"] for body in visitor.sent("/v1/compare"))
     assert [first, second] == visitor.state()["upload"]
+    visitor.page.reload()
+    expect(visitor.page.get_by_role("radio", name="Query 2")).to_be_checked()
+    assert visitor.sent("/v1/compare")[-1]["upload"] == second
 
 
 def test_geometry_is_asked_for_where_no_step_looks_at_pairs_and_not_again_where_it_cannot(

@@ -73,6 +73,41 @@ def test_what_is_wrong_with_a_filter_stands_beside_it(where: str, why: str, visi
     assert visitor.names() == names
 
 
+def test_a_link_with_a_wrong_filter_says_that_nothing_was_searched(visitor: Visitor, visit: Visit) -> None:
+    visitor.pick(FILES[QUERY])
+    other = visit()
+    other.expected.add(422)
+    other.open(f"{visitor.page.url}&where=year")
+    expect(other.page.locator("#summary")).to_have_text(
+        "The filter could not be applied: nothing was searched."
+    )
+    expect(other.page.locator("#where-error")).not_to_be_empty()
+
+
+def test_a_filter_that_was_refused_is_not_tried_again_by_looking_at_results(visitor: Visitor) -> None:
+    visitor.expected.add(422)
+    visitor.pick(FILES[QUERY])
+    visitor.page.get_by_label(WHERE).fill("year")
+    visitor.page.keyboard.press("Enter")
+    expect(visitor.page.locator("#where-error")).not_to_be_empty()
+    visitor.cards.nth(1).locator(".open").click()
+    expect(visitor.page.locator("#stage-text")).to_contain_text("corresponding point")
+    visitor.page.keyboard.press("Escape")
+    expect(visitor.page.get_by_role("dialog")).to_be_hidden()
+    expect(visitor.page.locator("#summary")).to_contain_text("results from before")
+    assert len(visitor.sent("/v1/search")) == 2
+
+
+def test_a_filter_that_is_being_written_outlives_other_searches(visitor: Visitor) -> None:
+    visitor.pick(FILES[QUERY])
+    visitor.page.get_by_label(WHERE).fill("year >= 19")
+    visitor.cards.nth(1).get_by_role("button", name="Hide").click()
+    visitor.settled()
+    expect(visitor.page.get_by_label(WHERE)).to_have_value("year >= 19")
+    visitor.page.get_by_role("button", name="Clear", exact=True).click()
+    expect(visitor.page.get_by_label(WHERE)).to_have_value("")
+
+
 def test_nothing_found_is_said(visitor: Visitor) -> None:
     visitor.pick(FILES[QUERY])
     visitor.page.get_by_label(WHERE).fill("year > 3000")
@@ -107,7 +142,7 @@ def test_a_second_look_can_be_chosen(visitor: Visitor) -> None:
 
 @pytest.mark.parametrize(
     ("status", "code", "said"),
-    [(429, "overloaded", "The server is busy"), (503, "not-ready", "The server is still loading its index")],
+    [(429, "overloaded", "The server is busy"), (503, "not-ready", "The server is not ready for this")],
 )
 def test_a_busy_server_is_asked_again_after_the_time_it_names(
     status: int, code: str, said: str, visitor: Visitor
@@ -129,6 +164,25 @@ def test_waiting_can_be_stopped_and_taken_up_again(visitor: Visitor) -> None:
     visitor.choose(FILES[QUERY])
     visitor.page.get_by_role("button", name="Stop waiting").click()
     expect(visitor.page.locator("#problem")).to_contain_text("Not searched")
+    visitor.page.get_by_role("button", name="Search now").click()
+    visitor.settled()
+    assert visitor.names()[0] == QUERY
+
+
+def test_what_was_found_before_is_no_answer_to_a_search_that_nobody_waited_for(visitor: Visitor) -> None:
+    visitor.pick(FILES[QUERY])
+    visitor.refuse("/v1/search", 429, "overloaded", times=1, Retry_After="600")
+    visitor.cards.first.get_by_role("button", name="Search with this").click()
+    visitor.page.get_by_role("button", name="Stop waiting").click()
+    expect(visitor.page.locator("#problem")).to_contain_text("Not searched")
+    expect(visitor.cards).to_have_count(0)
+    expect(visitor.page.locator("#summary")).to_be_hidden()
+
+
+def test_an_image_that_nobody_waited_for_can_be_sent_again(visitor: Visitor) -> None:
+    visitor.refuse("/v1/uploads", 429, "overloaded", times=1, Retry_After="600")
+    visitor.choose(FILES[QUERY])
+    visitor.page.get_by_role("button", name="Stop waiting").click()
     visitor.page.get_by_role("button", name="Search now").click()
     visitor.settled()
     assert visitor.names()[0] == QUERY
@@ -163,6 +217,15 @@ def test_a_server_out_of_reach_is_said_to_be_so(visitor: Visitor) -> None:
     visitor.page.get_by_role("button", name="Try again").click()
     visitor.settled()
     visitor.logged[:] = [line for line in visitor.logged if "ERR_INTERNET_DISCONNECTED" not in line]
+
+
+def test_what_is_no_answer_of_the_server_is_said_to_be_none(visitor: Visitor) -> None:
+    visitor.page.route("**/v1/search", lambda route: route.fulfill(body="<h1>Proxy</h1>"), times=1)
+    visitor.choose(FILES[QUERY])
+    expect(visitor.page.locator("#problem")).to_contain_text("The server's answer cannot be read")
+    visitor.page.get_by_role("button", name="Try again").click()
+    visitor.settled()
+    assert visitor.names()[0] == QUERY
 
 
 def test_a_newer_search_overtakes_an_older_one(visitor: Visitor) -> None:
@@ -233,3 +296,20 @@ def test_a_key_is_asked_for_refused_kept_in_the_tab_and_forgotten(
     expect(dialog).to_be_visible()
     page.keyboard.press("Escape")
     expect(page.locator("#problem")).to_contain_text("This server asks for a key")
+
+
+def test_a_key_serves_where_the_browser_stores_nothing(locked: tuple[TownServer, str], visit: Visit) -> None:
+    server, key = locked
+    visitor = visit(server.url)
+    visitor.expected.add(401)
+    page = visitor.page
+    page.add_init_script(
+        "Object.defineProperty(window, 'sessionStorage',"
+        " { get() { throw new DOMException('', 'SecurityError'); } });"
+    )
+    visitor.open()
+    page.get_by_label("API key").fill(key)
+    page.keyboard.press("Enter")
+    expect(page.locator("#gallery")).to_contain_text(f"generation {GENERATION}")
+    visitor.pick(FILES[QUERY])
+    assert visitor.names()[0] == QUERY

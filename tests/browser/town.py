@@ -95,12 +95,18 @@ def town_files() -> Mapping[str, bytes]:
     return files
 
 
-def on_its_side(name: str = QUERY) -> bytes:
-    """A view of the town as a JPEG whose pixels lie on their side: EXIF says how to turn them."""
+def on_its_side(kind: str = "JPEG", name: str = QUERY) -> bytes:
+    """A view of the town whose pixels lie on their side: EXIF says how to turn them."""
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise by a quarter
     turned = _pixels(town_files()[name]).transpose(Image.Transpose.ROTATE_90)
-    return _encoded(turned, "JPEG", quality=92, exif=exif)
+    return _encoded(turned, kind, quality=92, exif=exif)
+
+
+def enlarged(times: int, name: str = QUERY) -> bytes:
+    """A view of the town with so many times the pixels a side."""
+    pixels = _pixels(town_files()[name])
+    return _encoded(pixels.resize((pixels.width * times, pixels.height * times)), "JPEG", quality=90)
 
 
 def as_tiff(name: str = QUERY) -> bytes:

@@ -94,7 +94,7 @@ def test_it_says_its_address_answers_and_ends_well_on_sigterm(gallery: Path, tmp
 
 
 def test_with_keys_only_those_who_have_one_are_answered(gallery: Path, tmp_path: Path) -> None:
-    from serve.http.keys import add_key
+    from serve.http.key_file import add_key
 
     _, text = add_key(tmp_path / "keys.json", "test")
     with serving(gallery, tmp_path, "--host", "0.0.0.0", "--keys", tmp_path / "keys.json") as (process, url):

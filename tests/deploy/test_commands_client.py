@@ -13,7 +13,8 @@ from typer.testing import CliRunner, Result
 
 from deploy import commands_client
 from deploy.terminal import Commands
-from serve.http.keys import Keys, Scope, list_keys
+from serve.http.key_file import Scope, list_keys
+from serve.http.keys import Keys
 from tests.serve.scripted_server import Act, Scripted, answer, drop, problem, scripted_server
 
 KEY = "reseen_0123456789ab_planted-secret"
@@ -204,10 +205,12 @@ def test_the_mistakes_of_a_caller_are_told_before_a_server_is_asked(
 ) -> None:
     fails(2, "check the spelling", "query", server.url, tmp_path / "none.jpg")
     fails(2, "not a file", "query", server.url, tmp_path)
-    fails(2, "not the URL of a server", "query", "127.0.0.1:8000", image)
+    for url in ("127.0.0.1:8000", "http://[::1", "http://127.0.0.1:65536"):
+        fails(2, "not the URL of a server", "query", url, image)
     fails(2, "X0 < X1", "query", server.url, image, "--box", "5,5,1,1")
     fails(2, "--top", "query", server.url, image, "--top", 100_000)
-    fails(2, "leaves no time", "query", server.url, image, "--timeout", 0)
+    for odd in (0, "inf"):
+        fails(2, "give more than 0", "query", server.url, image, "--timeout", odd)
     fails(2, "no key file", "query", server.url, image, "--key-file", tmp_path / "none")
     assert server.asked == []
 
@@ -280,13 +283,22 @@ def test_no_secret_is_listed_nor_said_when_a_key_is_taken_for_its_id(tmp_path: P
     file = tmp_path / "keys.json"
     made = ok("keys", "add", "one", "--keys", file)
     secret = made["key"].rsplit("_", 1)[1] if made["key"].count("_") == 2 else made["key"][20:]
-    for arguments in (("list",), ("list", "--json"), ("revoke", made["key"]), ("revoke", made["key"])):
+    pasted = f" Bearer {made['key']}\n"
+    for arguments in (("list",), ("list", "--json"), ("revoke", pasted), ("revoke", made["key"])):
         result = reseen("keys", *arguments, "--keys", file)
         assert secret not in result.output
         assert list_keys(file) == [] or list_keys(file)[0].sha256 not in result.output
     assert list_keys(file) == []
     assert result.exit_code == 2
     assert "no key" in result.stderr
+
+
+def test_a_name_is_said_without_what_a_terminal_would_obey(tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    for words in (("add", "a\x1b[31m"), ("list",)):
+        result = reseen("keys", *words, "--keys", file)
+        assert result.exit_code == 0
+        assert "a?[31m" in result.output and "\x1b" not in result.output
 
 
 def test_a_key_ends_after_its_days(tmp_path: Path) -> None:

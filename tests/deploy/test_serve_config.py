@@ -1,15 +1,20 @@
 """The file for `serve deploy`: the shipped one is right, and no key of it can be misspelt unnoticed."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 import deploy
+from deploy.ray_environment import REQUEST_TIMEOUT_S
 from deploy.serve_config import check_serve_config
 from ingest.errors import BadInput, NotFound
+from serve.api import SearchOptions
+from serve.http.settings import HttpSettings
 
 SHIPPED = Path(deploy.__file__).with_name("serve_config.yaml")
+_GROUP_0 = "    deployments: [{name: group-0, "
 
 
 def changed(tmp_path: Path, *changes: tuple[str, str]) -> Path:
@@ -25,6 +30,42 @@ def changed(tmp_path: Path, *changes: tuple[str, str]) -> Path:
 
 def test_the_shipped_file_deploys_two_slots_and_a_front() -> None:
     assert check_serve_config(SHIPPED).endswith("3 applications (reseen-a, reseen-b, reseen)")
+
+
+def test_other_machines_may_come_in_with_keys(tmp_path: Path) -> None:
+    check_serve_config(changed(tmp_path, ("host: 127", "host: 10"), ("keys_file: null", "keys_file: /keys")))
+
+
+def test_several_servers_share_a_cluster_by_their_names(tmp_path: Path) -> None:
+    config = yaml.safe_load(SHIPPED.read_text())
+    both = [*config["applications"], *(_renamed(each) for each in config["applications"])]
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({**config, "applications": both}))
+    assert check_serve_config(file).endswith(
+        "6 applications (reseen-a, reseen-b, reseen, more-a, more-b, more)"
+    )
+    file.write_text(yaml.safe_dump({**config, "applications": both[:-1]}))
+    with pytest.raises(BadInput, match="one application of more must be"):
+        check_serve_config(file)
+
+
+def _renamed(application: dict[str, Any]) -> dict[str, Any]:
+    prefix = application["route_prefix"] and "/more"
+    name = application["name"].replace("reseen", "more")
+    return {
+        **application,
+        "name": name,
+        "route_prefix": prefix,
+        "args": {**application["args"], "name": "more"},
+    }
+
+
+def test_both_ways_to_start_give_a_request_up_after_the_same_time() -> None:
+    given = yaml.safe_load(SHIPPED.read_text())["http_options"]["request_timeout_s"]
+    longest = next(
+        each.le for each in SearchOptions.model_fields["timeout_ms"].metadata if hasattr(each, "le")
+    )
+    assert given == REQUEST_TIMEOUT_S > longest / 1e3 + HttpSettings().body_timeout_s
 
 
 @pytest.mark.ray
@@ -55,7 +96,7 @@ def test_the_shipped_file_builds_the_deployments_that_it_promises() -> None:
         ("port: 8000", "prt: 8000", r"http_options\.prt"),
         ("proxy_location:", "proxy_locaton:", "proxy_locaton"),
         ("route_prefix: /", "route_prefx: /", r"applications\[2\]\.route_prefx"),
-        ("encoders: 1", "encoder: 1", r"applications\[2\]\.args\.encoder:"),
+        ("encoder_cpus: 1", "encoder_cpu: 1", r"applications\[2\]\.args\.encoder_cpu:"),
         ("cpus: 1\n", "cpu: 1\n", r"applications\[0\]\.args\.cpu:"),
         ("port: 8000", "port: many", r"http_options\.port"),
         ("groups: 1 #", "groups: 0 #", r"applications\[0\]\.args\.groups"),
@@ -65,22 +106,28 @@ def test_the_shipped_file_builds_the_deployments_that_it_promises() -> None:
         ("name: reseen-a", "name: reseen-x", r"applications\[0\]\.name must be reseen-a"),
         ("serve.cluster.app:application", "serve.cluster.app:app", r"applications\[2\]\.import_path"),
         ("route_prefix: null", "route_prefix: /a", r"applications\[0\]\.route_prefix must be null"),
-        ("      encoders: 1\n", "      service: {pol_s: 1}\n", r"args\.service\.pol_s"),
+        ("      encoder_cpus: 1\n", "      service: {pol_s: 1}\n", r"args\.service\.pol_s"),
+        ("num_replicas: 2", "num_replica: 2", r"deployments\[0\]\.num_replica "),
+        ("max_replicas: 4", "max_replica: 4", r"deployments\[1\]\.autoscaling_config\.max_replica "),
+        ("name: encoder", "name: encodr", r"deployments\[1\]\.name is none of ingress, encoder, reranker"),
+        ("    args: &slot\n", _GROUP_0 + "num_replicas: 2}]\n    args: &slot\n", "one replica of each group"),
         (
-            "    route_prefix: /\n",
-            "    route_prefix: /\n    deployments: [{name: ingress, num_replica: 3}]\n",
-            r"deployments\[0\]\.num_replica ",
+            "    args: &slot\n",
+            _GROUP_0 + "autoscaling_config: {}}]\n    args: &slot\n",
+            "one replica of each",
         ),
+        (
+            "host: 127.0.0.1",
+            "host: 0.0.0.0",
+            r"0\.0\.0\.0 lets other machines in, and reseen has no keys_file",
+        ),
+        ("  host: 127.0.0.1", "  #", r"host 0\.0\.0\.0 lets other machines in"),  # Ray's default
         (
             "    route_prefix: /\n",
             "    route_prefix: /\n    runtime_env: {env_var: {A: b}}\n",
             r"runtime_env\.env_var ",
         ),
-        (
-            "    route_prefix: /\n",
-            "    route_prefix: /\n    deployments: [{name: ingress, ray_actor_options: {num_cpu: 1}}]\n",
-            r"ray_actor_options\.num_cpu ",
-        ),
+        ("num_replicas: 2", "ray_actor_options: {num_cpu: 1}", r"ray_actor_options\.num_cpu "),
     ],
 )
 def test_a_wrong_key_or_value_is_named_with_its_place(tmp_path: Path, old: str, new: str, told: str) -> None:
@@ -89,8 +136,8 @@ def test_a_wrong_key_or_value_is_named_with_its_place(tmp_path: Path, old: str, 
 
 
 def test_everything_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
-    file = changed(tmp_path, ("port: 8000", "prt: 8000"), ("encoders: 1", "encoder: 1"))
-    with pytest.raises(BadInput, match=r"(?s)http_options\.prt.*args\.encoder"):
+    file = changed(tmp_path, ("port: 8000", "prt: 8000"), ("encoder_cpus: 1", "encoder_cpu: 1"))
+    with pytest.raises(BadInput, match=r"(?s)http_options\.prt.*args\.encoder_cpu"):
         check_serve_config(file)
 
 

@@ -23,14 +23,15 @@ SECONDS = 60.0
 CALM_S = 20.0
 RECOVER_S = 10.0
 CLIENTS = 8
-VECTOR_RATE, IMAGE_RATE = 20.0, 1.0  # requests a second, before and after
+RATES = {"vector": 20.0, "image": 1.0}  # requests a second, before and after
 FLAT = 1.03  # the memory of the second half of the overload, of the first half's
 
 
 @dataclass(frozen=True)
 class Course:
-    """Image searches: before, the overload, and after; vector searches go on at their rate all the while."""
+    """Both kinds of searches: before, during an overload with one of them, and after."""
 
+    kind: str  # of the overload; the other kind goes on at its rate
     capacity: float
     before: list[Record]
     over: list[Record]
@@ -47,72 +48,83 @@ def overload(shared: Path) -> tuple[str, list[Target]]:
             np.save(folder / "queries.npy", stored_queries(job.gallery, 50))
         files = query_images(shared / "data" / "smvs_dvd", 7)
         with served(folder / "gallery", folder) as server:
-            course = _course(server, folder, files)
-    return _text(course), _targets(course)
+            courses = [_course(server, folder, files, kind) for kind in ("image", "vector")]
+    return _text(courses), [target for course in courses for target in _targets(course)]
 
 
-def _course(server: Served, folder: Path, files: list[Path]) -> Course:
+def _course(server: Served, folder: Path, files: list[Path], kind: str) -> Course:
+    queries = {"image": {"image": files}, "vector": {"vectors": folder / "queries.npy"}}
+
     def load(seconds: float, **options: Any) -> list[Record]:
-        options |= {"image": files, "seconds": seconds}
-        with running_load(server.url, folder / "load.jsonl", **options) as running:
+        with running_load(server.url, folder / "load.jsonl", seconds=seconds, **options) as running:
             return running.finish()
 
-    def steady(seconds: float, image_rate: float) -> list[Record]:
-        vectors = {"vectors": folder / "queries.npy", "rate": VECTOR_RATE}
-        return load(seconds, image_rate=image_rate, **vectors)
+    def steady(seconds: float, **rates: float) -> list[Record]:
+        rates = RATES | rates
+        both = queries["image"] | queries["vector"]
+        return load(seconds, rate=rates["vector"], image_rate=rates["image"], **both)
 
-    load(3, clients=1)  # what is done once
-    capacity = summary(load(10, clients=CLIENTS)).answered
-    before = steady(CALM_S, IMAGE_RATE)
+    load(3, clients=1, **queries[kind])  # what is done once
+    capacity = summary(load(10, clients=CLIENTS, **queries[kind])).answered
+    before = steady(CALM_S)
     with MemorySampler((server.pid,)) as memory:
         begun = time.time()
-        over = steady(SECONDS, TIMES * capacity)
+        over = steady(SECONDS, **{kind: TIMES * capacity})
     middle, end = begun + SECONDS / 2, begun + SECONDS
     time.sleep(max(0.0, begun + SECONDS + RECOVER_S - time.time()))
-    after = steady(CALM_S, IMAGE_RATE)
-    return Course(
-        capacity, before, over, after, (memory.median(begun + 5, middle), memory.median(middle, end))
-    )
+    after = steady(CALM_S)
+    mib = memory.median(begun + 5, middle), memory.median(middle, end)
+    return Course(kind, capacity, before, over, after, mib)
 
 
 def _of(records: list[Record], kind: str) -> Summary:
     return summary([record for record in records if record.kind == kind])
 
 
-def _text(course: Course) -> str:
-    said = {"before": "before", "over": f"{TIMES} x capacity", "after": f"{RECOVER_S:g} s after"}
+def _text(courses: list[Course]) -> str:
+    rows = [row for course in courses for row in _rows(course)]
+    capacities = " and ".join(f"{course.capacity:,.1f} {course.kind} searches" for course in courses)
+    memory = "; ".join(f"{course.kind}: {course.mib[0]:.0f}, {course.mib[1]:.0f}" for course in courses)
+    others = " and ".join(f"{rate:g} {kind}" for kind, rate in RATES.items())
+    head = ["load", "requests", "answered", "429", "anything else", "p50 of answers, ms", "p99, ms"]
+    return (
+        f"`reseen serve` in one process over the DVD covers. Capacity: the {capacities} a second that "
+        f"{CLIENTS} clients get who ask again as soon as they are answered, with the load on the same 2 "
+        f"cores. Then {TIMES} times that for {SECONDS:g} s, whatever becomes of it, first of the one kind, "
+        f"then of the other, while the other goes on; before and after, {others} searches a second.\n\n"
+        + table(head, rows)
+        + "\nMemory of the server and its decoders in the first and in the second half of the overload, "
+        f"MiB: {memory}.\n"
+    )
+
+
+def _rows(course: Course) -> list[list[Any]]:
+    said = {"before": "before", "over": f"{TIMES} x {course.kind}", "after": f"{RECOVER_S:g} s after"}
     rows = []
-    for when in said:
+    for when, name in said.items():
         for kind in ("image", "vector"):
             found = _of(getattr(course, when), kind)
             answered, refused = found.statuses.get(200, 0), found.statuses.get(429, 0)
             figures = [found.requests, answered, refused, found.failed, found.p50, found.p99]
-            rows.append([f"{said[when]}: {kind}", *figures])
-    head = ["load", "requests", "answered", "429", "anything else", "p50 of answers, ms", "p99, ms"]
-    return (
-        f"`reseen serve` in one process over the DVD covers. Capacity: the {course.capacity:.1f} image "
-        f"searches a second that {CLIENTS} clients get who ask again as soon as they are answered, with the "
-        f"load on the same 2 cores. Then {TIMES} times that for {SECONDS:g} s, whatever becomes of it, while "
-        f"{VECTOR_RATE:g} vector searches a second go on.\n\n"
-        + table(head, rows)
-        + f"\nMemory of the server and its decoders: {course.mib[0]:.0f} MiB in the first half of the "
-        f"overload, {course.mib[1]:.0f} in the second.\n"
-    )
+            rows.append([f"{name}: {kind}", *figures])
+    return rows
 
 
 def _targets(course: Course) -> list[Target]:
     over, (first, second) = summary(course.over), course.mib
-    before, after = _of(course.before, "image"), _of(course.after, "image")
+    answered = _of(course.over, course.kind).answered
+    before, after = _of(course.before, course.kind), _of(course.after, course.kind)
+    name = f"{TIMES} x {course.kind}"
     return [
-        Target("only 200 and 429", over.failed == 0, str(over.statuses)),
+        Target(f"{name}: only 200 and 429", over.failed == 0, str(over.statuses)),
         Target(
-            "and half of what it can do is done",
-            _of(course.over, "image").answered >= 0.5 * course.capacity,
-            f"{_of(course.over, 'image').answered:.1f} of {course.capacity:.1f} a second",
+            f"{name}: and half of what it can do is done",
+            answered >= 0.5 * course.capacity,
+            f"{answered:.1f} of {course.capacity:.1f} a second",
         ),
-        Target("memory flat", second <= FLAT * first, f"{first:.0f}, {second:.0f} MiB"),
+        Target(f"{name}: memory flat", second <= FLAT * first, f"{first:.0f}, {second:.0f} MiB"),
         Target(
-            f"normal latency {RECOVER_S:g} s after",
+            f"{name}: normal latency {RECOVER_S:g} s after",
             summary(course.after).statuses.keys() == {200} and after.p50 <= 2 * before.p50,
             f"p50 {before.p50:.1f} ms before, {after.p50:.1f} after",
         ),

@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from serve.metrics import NoMetrics
 from serve.query import ImageQuery
 
 GENERATION = 7
+_STARTS_S = 60
 
 
 class TellingService:
@@ -175,28 +177,58 @@ def telling_app(service: TellingService, folder: Path, **given: Any) -> FastAPI:
 @contextmanager
 def running(app: Any, protocol: type[asyncio.Protocol] = BoundedProtocol) -> Iterator[str]:
     """Serves an application on loopback, in a thread, until the context ends; yields its URL."""
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Any]:
+        yield app
+
+    with running_opened(opened, protocol) as url:
+        yield url
+
+
+@contextmanager
+def running_opened(
+    opened: Callable[[], AbstractAsyncContextManager[Any]], protocol: type[asyncio.Protocol] = BoundedProtocol
+) -> Iterator[str]:
+    """`running` for an application that is opened and closed in the server's own event loop."""
     listening = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        app, http=protocol, log_config=None, access_log=False, timeout_graceful_shutdown=2, lifespan="on"
-    )
-    server = uvicorn.Server(config)
-    started = threading.Event()
+    started: Future[uvicorn.Server] = Future()
 
     async def serve() -> None:
-        serving = asyncio.create_task(server.serve([listening]))
-        while not server.started and not serving.done():
-            await asyncio.sleep(0.005)
-        started.set()
-        await serving
+        async with opened() as app:
+            config = uvicorn.Config(
+                app,
+                http=protocol,
+                ws="none",
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=2,
+                lifespan="on",
+            )
+            server = uvicorn.Server(config)
+            serving = asyncio.create_task(server.serve([listening]))
+            while not server.started and not serving.done():
+                await asyncio.sleep(0.005)
+            started.set_result(server)
+            await serving
 
-    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
+    def run() -> None:
+        try:
+            asyncio.run(serve())
+        except BaseException as error:
+            if started.done():
+                raise
+            started.set_exception(error)
+
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    assert started.wait(60)
     try:
+        started.result(_STARTS_S)
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     finally:
-        server.should_exit = True
-        thread.join(60)
+        if started.done() and started.exception() is None:
+            started.result().should_exit = True
+        thread.join(_STARTS_S)
         listening.close()
         assert not thread.is_alive()
 

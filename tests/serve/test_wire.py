@@ -9,7 +9,6 @@ from index.filters import parse_filter
 from index.group import Row, Scan, Scanned
 from ingest.errors import BadInput, Conflict, Corrupt, NotFound, OverBudget, ReseenError, Unavailable
 from ingest.feature_reader import Place
-from serve.refusals import NotReady, Overloaded
 from serve.wire import decode_scanned, decode_scans, encode_scanned, encode_scans
 
 FILTERS = [None, "year >= 1990", 'city = "Röm" or not (private = true and x < 2.5)', 'key in ("a", "b")']
@@ -85,11 +84,6 @@ def test_errors_keep_their_class_and_message(kind: type[ReseenError]) -> None:
     before, error, after = decode_scanned(encode_scanned([nothing, kind("so it is: “x”"), nothing]))
     assert isinstance(before, Scanned) and isinstance(after, Scanned)
     assert type(error) is kind and str(error) == "so it is: “x”"
-
-
-def test_an_error_below_the_tree_comes_out_as_the_class_above_it() -> None:
-    over, away = decode_scanned(encode_scanned([Overloaded(2.0), NotReady("not yet")]))
-    assert type(over) is OverBudget and type(away) is Unavailable
 
 
 def test_missing_metadata_numbers_survive() -> None:

@@ -22,6 +22,8 @@ import numpy as np
 from tests.serving.connections import Pool, Prepared, prepared
 from tests.serving.records import Record, Summary, record_of, summaries, summary
 
+_TICK_S = 0.001  # of the event loop's timers
+_LOOK_S = 0.1  # between two looks whether to stop
 _BOUNDARY = "reseen-load-3b9f1c"
 
 
@@ -44,11 +46,11 @@ class Load:
     def __init__(self, pool: Pool, give_up_s: float, keep: Callable[[Record], None]) -> None:
         self._pool, self._give_up_s, self._keep = pool, give_up_s, keep
         self._numbers = count()
-        self._stopped = asyncio.Event()
+        self._stopped = False
 
     def stop(self) -> None:
         """No further requests; those under way end."""
-        self._stopped.set()
+        self._stopped = True
 
     async def open_loop(self, streams: Sequence[Stream], seconds: float) -> None:
         """All streams side by side for some seconds, and until the last request has ended."""
@@ -61,19 +63,15 @@ class Load:
         for number in range(int(seconds * stream.rate)):
             due = number / stream.rate
             await self._until(begun + due)
-            if self._stopped.is_set():
+            if self._stopped:
                 return
             asked = stream.requests[number % len(stream.requests)]
-            group.create_task(self._one(asked, wall + due, begun + due))
+            group.create_task(self._one(asked, wall + due, min(begun + due, time.perf_counter())))
 
     async def _until(self, due: float) -> None:
-        """Waits until a moment of the clock, or until the load is stopped."""
-        while (left := due - time.perf_counter()) > 0:  # timers may go off a little early
-            try:
-                await asyncio.wait_for(self._stopped.wait(), left)
-                return
-            except TimeoutError:
-                continue
+        """Waits until a moment of the clock, as well as timers can tell, or until the load is stopped."""
+        while (left := due - time.perf_counter()) > _TICK_S / 2 and not self._stopped:
+            await asyncio.sleep(min(left, _LOOK_S))
 
     async def closed_loop(self, requests: Sequence[Prepared], clients: int, seconds: float) -> None:
         """So many clients, each asking as soon as it is answered, through the requests from another start."""
@@ -84,7 +82,7 @@ class Load:
 
     async def _busy(self, requests: Sequence[Prepared], first: int, end: float) -> None:
         for number in count(first):
-            if self._stopped.is_set() or time.perf_counter() >= end:
+            if self._stopped or time.perf_counter() >= end:
                 return
             await self._one(requests[number % len(requests)], time.time(), time.perf_counter())
 

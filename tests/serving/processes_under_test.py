@@ -19,17 +19,6 @@ def tree(pid: int) -> list[int]:
     return [pid, *sorted(set(children(pid)))]
 
 
-def find(below: int, text: str) -> list[int]:
-    """A process and its descendants, those whose command line contains a text, such as `ray::Group`."""
-    found = []
-    for pid in tree(below):
-        with suppress(OSError):
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
-            if text.encode() in command:
-                found.append(pid)
-    return found
-
-
 def state(pid: int) -> str:
     """R, S, D, T (stopped), Z (dead, its parent has not looked); empty if there is none."""
     with suppress(OSError):

@@ -38,12 +38,17 @@ class RayServed:
 
     def replicas(self, application: str, deployment: str) -> list[int]:
         """The living processes of a deployment's replicas."""
-        name = f"ServeReplica:{application}:{deployment}"
-        return [pid for pid in processes_of(self.served.pid) if _titled(pid, name)]
+        return replicas_of(self.served.pid, application, deployment)
 
     def group(self, slot: str, group: int) -> list[int]:
         """The process of a group's replica in a slot."""
         return self.replicas(f"reseen-{slot}", f"group-{group}")
+
+
+def replicas_of(session: int, application: str, deployment: str) -> list[int]:
+    """The living processes of a deployment's replicas, in a session that started Ray."""
+    name = f"ServeReplica:{application}:{deployment}"
+    return [pid for pid in processes_of(session) if _titled(pid, name)]
 
 
 def _titled(pid: int, name: str) -> bool:

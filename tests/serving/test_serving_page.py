@@ -9,7 +9,7 @@ import pytest
 from serve.client import AsyncClient, Client, errors
 from serve.client.errors import class_of
 from serve.http.doors import DOORS
-from serve.http.keys import Scope
+from serve.http.key_file import Scope
 from serve.http.problems import KINDS
 from serve.http.settings import HttpSettings
 from serve.metrics import FAMILIES, STAGES

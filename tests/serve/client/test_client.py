@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import io
+import itertools
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -253,10 +254,47 @@ def test_what_cannot_be_sent_is_refused_here(
     assert server.asked == []
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://", "http://a:b@host", "http://h:x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "127.0.0.1:8000",
+        "ftp://host",
+        "http://",
+        "http:// ",
+        "http://a b",
+        "http://h:x",
+        "http://h:0",
+        "http://h:-1",
+        "http://h:65536",
+        "http://[::1",
+        "http://a..b",
+        "http://" + "a" * 64,
+        "http://xn--.example",
+    ],
+)
 def test_a_url_that_is_none_is_refused(url: str) -> None:
-    with pytest.raises(BadInput):
+    with pytest.raises(BadInput, match="not the URL of a server"):
         Client(url)
+
+
+@pytest.mark.parametrize("url", ["http://a:planted@host", "http://a:planted@host:x", "http://host?k=planted"])
+def test_a_url_with_a_secret_is_refused_without_being_shown(url: str) -> None:
+    with pytest.raises(BadInput, match="give the key as `key`") as raised:
+        Client(url)
+    assert "planted" not in str(raised.value)
+
+
+@pytest.mark.parametrize("proxy", ["nope", "ftp://host", "socks5://127.0.0.1:1"])
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_proxy_that_is_none_is_told(kind: type[Client | AsyncClient], proxy: str) -> None:
+    with pytest.raises(BadInput, match="check the proxy"):
+        kind("http://127.0.0.1:1", proxy=proxy)
+
+
+def test_a_proxy_of_the_environment_that_cannot_be_used_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
+    with pytest.raises(BadInput, match="check the proxy"):
+        Client("http://example.invalid", from_environment=True)
 
 
 @pytest.mark.parametrize("key", ["", "two words", "line\nbreak", "ключ"])
@@ -436,12 +474,17 @@ def test_what_no_retry_after_can_mean_is_ignored() -> None:
     assert retry_after_s({"retry-after": "2.5"}, noon) == 2.5
     assert retry_after_s({"retry-after": "Fri, 01 May 2026 12:00:09 GMT"}, noon) == 9
     assert retry_after_s({"retry-after": "Fri, 01 May 2026 11:00:00 GMT"}, noon) == 0, "it is over"
-    for odd in ("", "soon", "-5", "nan", "1e3", "²", "1.2.3", "99999-01-01"):
+    zone = f"Fri, 01 May 2026 12:00:00 +{10**14}"
+    hour = f"Fri, 01 May 2026 {10**400}:00:00 GMT"
+    for odd in ("", "soon", "-5", "nan", "1e3", "²", "1.2.3", "99999-01-01", zone, hour):
         assert retry_after_s({"retry-after": odd}, noon) is None, odd
     assert retry_after_s({}, noon) is None
 
 
-@pytest.mark.parametrize("fault", [drop, cut, answer(502, b"bad gateway"), problem("not-ready", 503)])
+@pytest.mark.parametrize(
+    "fault",
+    [drop, cut, answer(502, b"bad gateway"), answer(500, b"it died"), problem("not-ready", 503)],
+)
 def test_what_passes_is_tried_again(hands: Hands, fault: Callable[..., None]) -> None:
     with scripted_server(fault, fault, answer(200, FOUND)) as server:
         assert hands.ask(server, "search", SearchRequest(), [b"pixels"]).generation == 7
@@ -537,7 +580,21 @@ def ask_for_real(kind: str, server: Scripted, **named: Any) -> Any:
     return asyncio.run(alone())
 
 
-@pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("nan")])
+def test_an_upload_that_takes_too_long_is_given_up() -> None:
+    """By a clock that moves whenever it is looked at: the network takes each piece at once."""
+    seconds = itertools.count()
+    clock = Surroundings(clock=lambda: float(next(seconds)))
+    with (
+        scripted_server(answer(200, FOUND)) as server,
+        Client(server.url, timeout_s=10, surroundings=clock) as client,
+        pytest.raises(TooLate) as raised,
+    ):
+        client.search(SearchRequest(), [bytes(2**20)])
+    assert raised.value.attempts == 1
+    assert all(len(asked.body) < 2**20 for asked in server.asked), "it was not sent to its end"
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("nan"), float("inf"), 1e30])
 def test_a_deadline_without_time_is_refused(hands: Hands, timeout_s: float) -> None:
     with scripted_server(answer(200, FOUND)) as server, pytest.raises(BadInput):
         hands.ask(server, "search", ONE_VECTOR, timeout_s=timeout_s)

@@ -1,28 +1,30 @@
 """Ray Serve answers what the command answers; a replica that dies costs no answer, and comes back."""
 
+import asyncio
 import json
 import os
 import signal
 import socket
-import threading
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from ingest.errors import BadInput, NotFound, Unavailable
+from deploy.ray_server import RayServer
+from ingest.errors import BadInput, Unavailable
 from ingest.records import sha256
 from serve.api import SearchRequest, SearchResponse
-from serve.cluster.replies import Failed, replied
+from serve.cluster.backend import RayReplica
 from serve.query import ImageQuery
-from serve.refusals import Overloaded
 from serve.searcher import open_searcher
 from tests.pipeline.small import stored_vectors
+from tests.serve.cluster.traffic import Traffic
 from tests.serve.served import Served, compared, searched, served_gallery
 
 _BACK_S = 60  # for a replica to be back, on a busy machine
@@ -70,7 +72,8 @@ def _descends(pid: int, parents: Mapping[int, int]) -> bool:
 
 @pytest.fixture(scope="module")
 def cluster(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    from deploy.serve_ray_job import deploy, ray_server, take_down
+    from deploy.ray_server import ray_server
+    from deploy.serve_ray_job import deploy, start_serve, take_down
     from serve.front import DoorSettings
 
     folder = tmp_path_factory.mktemp("ray-serve")
@@ -92,6 +95,7 @@ def cluster(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
         log_level="warning",
         fronts=(1, 1, 1),
     )
+    start_serve(server)
     deploy(server)
     try:
         yield Cluster(served, f"http://127.0.0.1:{port}", server)
@@ -100,37 +104,6 @@ def cluster(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
         take_down(server)
         ray_serve.shutdown()
-
-
-@dataclass
-class Traffic:
-    """Searches by vector one after the other, in a thread, until stopped; what they gave."""
-
-    cluster: Cluster
-    request: SearchRequest
-    answers: list[SearchResponse] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-    stop: threading.Event = field(default_factory=threading.Event)
-
-    def run(self) -> None:
-        body = self.request.model_dump(exclude_unset=True)
-        with httpx.Client(timeout=30) as client:
-            while not self.stop.is_set():
-                reply = client.post(f"{self.cluster.url}/v1/search", json=body)
-                if reply.status_code == 200:
-                    self.answers.append(SearchResponse.model_validate(reply.json()))
-                else:
-                    self.failures.append(reply.text)
-                time.sleep(0.02)
-
-    def __enter__(self) -> "Traffic":
-        self._thread = threading.Thread(target=self.run)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop.set()
-        self._thread.join()
 
 
 def by_vector(served: Served, **options: Any) -> SearchRequest:
@@ -171,7 +144,7 @@ def test_errors_far_away_are_the_problems_of_here(cluster: Cluster) -> None:
 def test_a_replica_that_is_killed_costs_no_answer_and_comes_back(cluster: Cluster) -> None:
     (before,) = cluster.replicas("group-0", "reseen-a")
     complete = len(cluster.search(by_vector(cluster.served)).results)
-    with Traffic(cluster, by_vector(cluster.served, timeout_ms=20_000)) as traffic:
+    with Traffic(cluster.url, by_vector(cluster.served, timeout_ms=20_000)) as traffic:
         time.sleep(0.5)
         os.kill(before, signal.SIGKILL)
         deadline = time.monotonic() + _BACK_S
@@ -186,16 +159,82 @@ def test_a_replica_that_is_killed_costs_no_answer_and_comes_back(cluster: Cluste
 
 
 @pytest.mark.ray
-def test_errors_travel_by_class_and_message() -> None:
-    import asyncio
+def test_an_answer_has_one_request_id(cluster: Cluster) -> None:
+    reply = httpx.get(f"{cluster.url}/livez", headers={"X-Request-Id": "mine"})
+    assert reply.headers.get_list("x-request-id") == ["mine"]
+    odd = httpx.get(f"{cluster.url}/livez", headers={"X-Request-Id": "not fit to be written down"})
+    assert odd.headers.get_list("x-request-id")[0] != "not fit to be written down"
 
-    async def failing(error: Exception) -> None:
-        raise error
 
-    for error in (BadInput("a"), NotFound("b"), Unavailable("c"), Overloaded(2.5)):
-        reply = asyncio.run(replied(failing(error)))
-        assert isinstance(reply, Failed)
-        arrived = reply.error()
-        assert (type(arrived), str(arrived)) == (type(error), str(error))
-    with pytest.raises(ZeroDivisionError):
-        asyncio.run(replied(failing(ZeroDivisionError())))
+@pytest.mark.ray
+def test_a_second_server_does_not_take_the_place_of_the_first(cluster: Cluster) -> None:
+    from deploy.serve_ray_job import deploy, start_serve
+
+    with pytest.raises(BadInput, match="serves reseen-a, reseen-b, reseen already"):
+        start_serve(cluster.server)
+    other = _named(cluster.server, "other")
+    with pytest.raises(BadInput, match=f"listens on 127.0.0.1:{cluster.server.port}, not on 127.0.0.1:1"):
+        start_serve(replace(other, port=1))
+    start_serve(other)
+    with pytest.raises(Unavailable, match="Prefix / is being used"):
+        deploy(other)
+    assert not cluster.search(by_vector(cluster.served)).partial
+
+
+def _named(server: RayServer, name: str) -> RayServer:
+    slots = tuple(each.model_copy(update={"name": name}) for each in server.slots)
+    return replace(server, slots=slots, front=server.front.model_copy(update={"name": name}))
+
+
+class Patient:
+    """A deployment that tells what became of its work; two calls at once, and two that wait."""
+
+    def __init__(self) -> None:
+        self._told: list[str] = []
+
+    async def work(self) -> None:
+        self._told.append("begun")
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            self._told.append("cancelled")
+            raise
+
+    async def told(self) -> list[str]:
+        return self._told
+
+
+@pytest.mark.ray
+def test_a_call_that_is_given_up_ends_in_the_replica_and_queues_are_bounded(cluster: Cluster) -> None:
+    import ray.cloudpickle
+    from ray import serve as ray_serve
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    deployment = ray_serve.deployment(
+        max_ongoing_requests=2, max_queued_requests=2, ray_actor_options={"num_cpus": 0}
+    )(Patient)
+    handle = ray_serve.run(deployment.bind(), name="patient", route_prefix=None)
+    try:
+        asyncio.run(_given_up(RayReplica("patient", handle)))
+    finally:
+        ray_serve.delete("patient")
+
+
+async def _given_up(replica: RayReplica) -> None:
+    async def until(told: list[str]) -> None:
+        while await replica.call("told") != told:
+            await asyncio.sleep(0.05)
+
+    async with asyncio.timeout(_BACK_S):
+        call = asyncio.create_task(replica.call("work"))
+        await until(["begun"])
+        call.cancel()
+        await until(["begun", "cancelled"])
+
+        calls = [asyncio.create_task(replica.call("work")) for _ in range(9)]
+        await asyncio.wait(calls, return_when=asyncio.FIRST_EXCEPTION)
+        await asyncio.sleep(0.5)
+        for call in calls:
+            call.cancel()
+        ends = await asyncio.gather(*calls, return_exceptions=True)
+        assert sum(isinstance(end, Unavailable) for end in ends) >= 5  # Serve holds back two, two may work

@@ -15,7 +15,8 @@ import pytest
 from starlette.datastructures import Headers
 
 from serve.http.bodies import BodyReader, ClientGone
-from serve.http.keys import Keys, add_key
+from serve.http.key_file import add_key
+from serve.http.keys import Keys
 from serve.http.problems import Refused
 from serve.http.protocol import BoundedProtocol
 from serve.http.settings import HttpSettings
@@ -169,6 +170,30 @@ def test_a_client_that_leaves_ends_the_work_for_it(service: TellingService, tmp_
         service.slow = False
         assert httpx.post(f"{url}/v1/search", json={"vectors": [[1.0]]}).status_code == 200
         text = httpx.get(f"{url}/metrics").text
+    assert "reseen_cancelled_total 1.0" in text
+    assert 'status="499"' in text
+
+
+def test_a_server_that_cancels_the_application_tells_that_the_client_left(
+    service: TellingService, tmp_path: Path
+) -> None:
+    """So does Ray's."""
+    metrics = PrometheusMetrics()
+    service.slow = True
+    app = telling_app(service, tmp_path, settings=SMALL, metrics=metrics)
+
+    async def cancelled() -> None:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            asking = asyncio.create_task(client.post("/v1/search", json={"vectors": [[1.0]]}))
+            while not service.asked:
+                await asyncio.sleep(0.001)
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+
+    asyncio.run(cancelled())
+    text = metrics.text()
     assert "reseen_cancelled_total 1.0" in text
     assert 'status="499"' in text
 

@@ -10,7 +10,8 @@ from fastapi.routing import APIRoute
 
 from serve.http.doors import DOORS, Doorkeeper, door_of
 from serve.http.gate import SECURITY_HEADERS
-from serve.http.keys import Keys, Scope, add_key, revoke_key
+from serve.http.key_file import Scope, add_key, revoke_key
+from serve.http.keys import Keys
 from serve.http.problems import Refused
 from serve.http.settings import HttpSettings
 from tests.serve.http.test_http_problems import checked
@@ -153,6 +154,13 @@ def test_without_keys_only_loopback_names_are_answered(tmp_path: Path) -> None:
     with calling(named) as call:
         assert call("GET", "/v1/generation", headers={"Host": "box.lan:8000"}).status_code == 200
         checked(call("GET", "/v1/generation", headers={"Host": "box.land"}), "forbidden")
+
+
+def test_of_two_names_none_is_believed(tmp_path: Path) -> None:
+    with calling(telling_app(TellingService(), tmp_path)) as call:
+        for names in (("127.0.0.1", "evil.example"), ("evil.example", "127.0.0.1")):
+            response = call("GET", "/v1/images/1", headers=[("Host", name) for name in names])
+            checked(response, "forbidden")
 
 
 def test_with_keys_any_name_is_answered(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import io
 import json
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,10 +12,13 @@ import pytest
 from PIL import Image
 
 from ingest.records import sha256
+from ingest.store import Store
 from serve.http.forms import read_form
 from serve.http.problems import Refused
 from serve.http.routes_server import PAGE
+from serve.http.settings import HttpSettings
 from serve.http.thumbnails import Thumbnails
+from serve.http.uploads import Uploads
 from tests.pipeline.small import job_on
 from tests.serve.http.test_http_problems import checked
 from tests.serve.http.test_thumbnails import SECRET_PLACE, picture, with_gps
@@ -119,7 +124,6 @@ def test_forms_that_are_not_what_is_wanted_are_refused(tmp_path: Path) -> None:
         ([("image", image), ("request", (None, "{}")), ("request", (None, "{}"))], "invalid"),
         ([("image", image), ("request", (None, "{"))], "bad-request"),
         ([("image", image), ("request", (None, '{"top": 0}'))], "invalid"),
-        ([("image", image), ("image", image), ("request", (None, '{"box": [0, 0, 1, 1]}'))], "invalid"),
     ]
     service = TellingService()
     with calling(telling_app(service, tmp_path)) as call:
@@ -191,8 +195,61 @@ def test_the_page_is_served_with_its_types_and_versions(tmp_path: Path) -> None:
             )
             given = {"If-None-Match": response.headers["etag"]}
             assert call("GET", f"/static/{file.name}", headers=given).status_code == 304
+        several = [("If-None-Match", '"other"'), ("If-None-Match", f"W/{index.headers['etag']}")]
+        assert call("GET", "/", headers=several).status_code == 304
         head = call("HEAD", "/")
         assert head.status_code == 200 and head.headers["etag"] == index.headers["etag"] and not head.content
+
+
+class Stuck:
+    """A store of uploads, and pictures, that do not come."""
+
+    max_age_s, on = 3_600.0, True
+
+    def __init__(self) -> None:
+        self.let_go = threading.Event()
+
+    def wait(self, *_: object) -> bytes:
+        self.let_go.wait()
+        return b""
+
+    put = read = of_image = of_upload = wait
+
+
+def test_what_is_stored_is_not_waited_for_longer_than_a_request_lasts(tmp_path: Path) -> None:
+    service, stuck = TellingService(), Stuck()
+    digest = "0" * 64
+    settings = HttpSettings(rate_per_s=None, store_timeout_s=0.2)
+    app = telling_app(service, tmp_path, uploads=stuck, thumbnails=stuck, settings=settings)
+    with calling(app) as call:
+        try:
+            for timeout_ms in (50, None):
+                wanted = {"uploads": [digest], "timeout_ms": timeout_ms}
+                checked(call("POST", "/v1/search", json=wanted), "deadline-exceeded")
+            kinds = {"Content-Type": "image/gif"}
+            checked(call("POST", "/v1/uploads", content=b"GIF89a.", headers=kinds), "deadline-exceeded")
+            for path in (f"/v1/uploads/{digest}/thumbnail", "/v1/images/1/thumbnail"):
+                checked(call("GET", path), "deadline-exceeded")
+        finally:
+            stuck.let_go.set()
+    assert service.asked == []
+
+
+def test_reading_uploads_takes_of_the_time_that_a_search_has(tmp_path: Path) -> None:
+    class Slow(Uploads):
+        def read(self, digest: str) -> bytes:
+            time.sleep(0.1)
+            return super().read(digest)
+
+    service, uploads = TellingService(), Slow(Store(str(tmp_path / "uploads")))
+    digest = uploads.put(b"GIF89a.")
+    with calling(telling_app(service, tmp_path, uploads=uploads)) as call:
+        for timeout_ms in (60_000, None):
+            wanted = {"uploads": [digest], "timeout_ms": timeout_ms}
+            assert call("POST", "/v1/search", json=wanted).status_code == 200
+    (timed, _, _), (untimed, _, _) = service.asked
+    assert timed.timeout_ms is not None and timed.timeout_ms <= 59_900
+    assert untimed.timeout_ms is None
 
 
 def test_no_path_leads_out_of_the_page(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from ingest.errors import Corrupt, NotFound, Unavailable
 from ingest.store import Store
-from serve.http.keys import Keys, add_key
+from serve.http.key_file import add_key
+from serve.http.keys import Keys
 from serve.http.settings import HttpSettings
 from serve.http.uploads import Uploads
 from serve.logs import (

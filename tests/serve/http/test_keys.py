@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from ingest.errors import BadInput, NotFound
-from serve.http.keys import Keys, Scope, add_key, list_keys, revoke_key
+from serve.http.key_file import Scope, add_key, list_keys, revoke_key
+from serve.http.keys import Keys, _look
 
 
 class Clock:
@@ -139,6 +140,54 @@ def test_a_swapped_link_is_noticed(path: Path) -> None:
     path.symlink_to(second)
     clock.now += 1.1
     assert keys.check(one) is None and keys.check(other)
+
+
+def test_a_file_that_could_not_be_read_for_a_while_is_read_when_it_can_be(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A revocation that came while the disk failed must not be lost: nothing of the file changes after it."""
+    clock = Clock()
+    key, text = add_key(path, "a")
+    keys = opened(path, clock)
+    revoke_key(path, key.id)
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "open", failing)
+        for _ in range(3):
+            clock.now += 1.1
+            assert keys.check(text)
+    clock.now += 1.1
+    assert keys.check(text) is None
+    assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 1
+
+
+def failing(*_: object, **__: object) -> None:
+    raise OSError(5, "Input/output error")
+
+
+def test_a_file_that_becomes_readable_is_a_file_that_changed(path: Path) -> None:
+    """Its content and its time stay as they were (root can read it anyhow, so only the look is tested)."""
+    add_key(path, "a")
+    before = _look(path)
+    path.chmod(0o400)
+    assert _look(path) != before
+
+
+def test_a_link_stays_one_when_keys_change(path: Path) -> None:
+    link = path.with_name("link.json")
+    add_key(path, "a")
+    link.symlink_to(path.name)
+    key, _ = add_key(link, "b")
+    assert link.is_symlink()
+    assert [each.name for each in list_keys(path)] == ["a", "b"]
+    revoke_key(link, key.id)
+    assert [each.name for each in list_keys(path)] == ["a"]
+
+
+def test_a_place_that_takes_no_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for path in (tmp_path / "file" / "keys.json", Path("/proc/none/keys.json")):
+        with pytest.raises(BadInput, match="choose another file"):
+            add_key(path, "a")
 
 
 def test_writers_at_once_lose_no_key(path: Path) -> None:

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from schemathesis.checks import load_all_checks
 from schemathesis.generation import GenerationMode
+from schemathesis.specs.openapi.checks import negative_data_rejection
 from schemathesis.transport.serialization import Binary
 
 from ingest.records import image_identity
-from serve.http.keys import Keys, add_key
+from serve.http.key_file import add_key
+from serve.http.keys import Keys
 from serve.http.uploads import Uploads
 from tests.serve.embedded_server import embedded
 from tests.serve.http_server import TellingService, telling_app
@@ -38,16 +40,20 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
 
 
 @pytest.fixture(scope="module")
-def key(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Keys]:
-    path = tmp_path_factory.mktemp("keys") / "keys.json"
-    _, text = add_key(path, "schemathesis")
-    return text, Keys(path)
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("keys") / "keys.json"
 
 
 @pytest.fixture(scope="module")
-def url(served: Served, key: tuple[str, Keys], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def key(keys: Path) -> str:
+    _, text = add_key(keys, "schemathesis")
+    return text
+
+
+@pytest.fixture(scope="module")
+def url(served: Served, keys: Path, key: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("server")
-    with embedded(served.job.gallery, folder, keys=key[1]) as found:
+    with embedded(served.job.gallery, folder, keys=keys) as found:
         yield found
 
 
@@ -94,11 +100,14 @@ schema = described()
 @schema.parametrize()
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 def test_every_operation_answers_as_it_is_documented(
-    case: schemathesis.Case, served: Served, key: tuple[str, Keys], url: str
+    case: schemathesis.Case, served: Served, key: str, url: str
 ) -> None:
     if case.meta is not None and case.meta.generation.mode == GenerationMode.POSITIVE:
         _make_real(case, served)
-    response = case.call_and_validate(base_url=url, headers={"X-API-Key": key[0]})
+    # A form has no lists: a list is sent as parts of one name, of which none or one is as it should be.
+    listed = isinstance(case.body, dict) and isinstance(case.body.get("request"), list)
+    unseen = [negative_data_rejection] if listed else []
+    response = case.call_and_validate(base_url=url, headers={"X-API-Key": key}, excluded_checks=unseen)
     late = response.status_code == 504 and response.json()["code"] == "deadline-exceeded"
     hurried = "timeout_ms" in str(case.body) or "timeout_ms" in (case.query or {})
     partial = response.status_code == 503 and response.json().get("code") == "partial-refused"

@@ -12,13 +12,14 @@ from index.build import build
 from index.group import Row, assign_shards, open_group
 from ingest.decode import DecodeSettings
 from ingest.errors import NotFound
+from ingest.gallery import Gallery
 from ingest.job import Job
 from ingest.parts import ingest_source
 from ingest.records import image_identity
 from ingest.sources import Source, open_source
 from ingest.store import Store
 from serve.http.thumbnails import SIZES, NoThumbnail, Thumbnails, rounded
-from serve.refusals import ImageRejected
+from serve.refusals import Away, ImageRejected
 from tests.pipeline.small import job_on, small_recipe
 from tests.tiny import build_tiny, ingest, memory_store, vectors
 from tests.tiny import job_on as vectors_job_on
@@ -198,6 +199,16 @@ def test_the_cache_holds_no_more_than_its_bytes(job: Job) -> None:
         again = [thumbnails.of_image(1, row.place, row.key, 256) for row in reversed(rows)]
     same = [first is second for first, second in zip(made, reversed(again), strict=True)]
     assert same[-3:] == [True] * 3 and not any(same[:4])
+
+
+def test_after_the_end_no_process_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[object] = []
+    monkeypatch.setattr("serve.http.thumbnails.DecoderPool", lambda *settings: started.append(settings))
+    thumbnails = Thumbnails(Gallery(Store("memory://nothing"), "none"))
+    thumbnails.close()
+    with pytest.raises(Away):
+        thumbnails.of_upload("0" * 64, b"GIF89a.", 64)
+    assert started == []
 
 
 def test_sizes_are_few() -> None:

@@ -156,6 +156,20 @@ def test_the_generation_that_is_asked_stays_when_its_successor_never_was(growing
     assert loaded(server) == [1, 3]
 
 
+def test_what_was_never_asked_goes_before_what_was_asked_long_ago(growing: Growing) -> None:
+    """A quiet server: 1 is served, 2 was refused by another group, and 3 is tried."""
+    clock = Clock()
+    server = GroupServer(growing.gallery, 0, 1, clock=clock)
+    growing.grow()
+    growing.grow()
+    server.load(1)
+    scan(server, 1)
+    server.load(2)
+    clock.now += 10 * IDLE_S
+    server.load(3)
+    assert loaded(server) == [1, 3]
+
+
 def test_a_superseded_generation_goes_when_nobody_asks_it_for_30_seconds(growing: Growing) -> None:
     clock = Clock()
     server = GroupServer(growing.gallery, 0, 1, clock=clock)
@@ -182,6 +196,15 @@ def test_what_was_deleted_is_not_found_in_the_generation_after(growing: Growing)
     assert gone in scan(server, 1, 20).image_ids
     assert gone not in scan(server, 2, 20).image_ids
     assert (server.rows(1, [gone])[0] is None, server.rows(2, [gone])) == (False, [None])
+
+
+def test_what_two_generations_share_is_counted_once(growing: Growing) -> None:
+    server = GroupServer(growing.gallery, 0, 1)
+    before = server.load(1).code_bytes
+    delete(growing.job, [growing.sources[0].ids()[3]])
+    assert server.load(2).code_bytes == 0
+    added = server.load(growing.grow()).code_bytes
+    assert [state.code_bytes for state in server.states()] == [before, added], "of 2, which is now the older"
 
 
 # -- what is refused --------------------------------------------------------------------------------------
@@ -287,6 +310,19 @@ def test_a_replacement_that_fails_brings_back_what_it_replaced(growing: Growing)
         server.load(number, replace=True)
     assert loaded(server) == [1]
     assert len(scan(server, 1, 20).image_ids) == 20
+
+
+def test_of_two_that_were_replaced_in_vain_the_one_that_was_asked_comes_back(growing: Growing) -> None:
+    server = GroupServer(growing.gallery, 0, 1)
+    growing.grow()
+    server.load(1)
+    scan(server, 1)
+    server.load(2)
+    number = growing.grow()
+    growing.damage(number)
+    with pytest.raises(Corrupt):
+        server.load(number, replace=True)
+    assert loaded(server) == [1]
 
 
 def test_a_scan_that_began_before_its_generation_was_dropped_ends_well(

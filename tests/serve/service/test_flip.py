@@ -163,6 +163,20 @@ def test_a_request_whose_generation_was_dropped_begins_again_with_the_newer_one(
     served(world, test)
 
 
+def test_memory_that_is_given_back_is_seen() -> None:
+    world, metrics = World(groups=1, replicas=1, generations=2), Counted()
+
+    async def test(service: SearchService) -> None:
+        world.watch.published.append(2)
+        await asyncio.sleep(3)
+        assert metrics.gauges["memory_bytes"] == 2, "one for each generation"
+        world.all[0].loaded.remove(1)
+        await asyncio.sleep(1)
+        assert metrics.gauges["memory_bytes"] == 1
+
+    served(world, test, metrics)
+
+
 def test_a_replica_that_is_stopped_holds_up_a_flip_only_for_a_while() -> None:
     world = World(groups=2, replicas=2, generations=2)
 

@@ -205,3 +205,26 @@ def test_a_generation_that_fits_nowhere_is_refused() -> None:
         check(await ask(service, nprobe=LISTS), 0)
 
     served(world, test)
+
+
+def test_a_replica_that_is_away_while_slots_change_costs_no_more_than_its_own_part() -> None:
+    """Two of three groups have given up the old generation when the third does not answer."""
+    world = without_room(3, 1)
+
+    async def test(service: SearchService) -> None:
+        answers: list[SearchResponse] = []
+        asking = asyncio.create_task(steady(service, answers))
+        world.all[2].dead = True
+        await asyncio.sleep(1)
+        world.watch.published.append(2)
+        await asyncio.sleep(20)
+        assert answers[-1].coverage == 0.75, "shards 0, 3 and 1 of the groups 0 and 1"
+        world.all[2].restart()
+        await asyncio.sleep(40)
+        await stopped(asking)
+        assert min(answer.coverage for answer in answers) >= 0.25
+        numbers = [answer.generation for answer in answers]
+        assert numbers == sorted(numbers), "nobody sees an older generation after a newer one"
+        assert (answers[-1].generation, answers[-1].coverage) == (2, 1.0)
+
+    served(world, test)

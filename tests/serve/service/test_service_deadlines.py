@@ -6,13 +6,17 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from index.calibration import Calibration, Reliability, scoring_of
+from index.score_curve import Curve
+from index.step_choice import chosen_steps
 from ingest.errors import Unavailable
 from ingest.feature_reader import Place
 from serve.api import SearchRequest
 from serve.refusals import DeadlineExceeded, NotReady, PartialRefused
 from serve.service.search_service import SearchService
-from tests.serve.fake_backend import LISTS, World, best, image_of, vectors_of
-from tests.serve.made_up_service import ask, ids, query_vector, served, service_of
+from serve.service.settings import ServiceSettings
+from tests.serve.fake_backend import LISTS, RECIPE, World, best, image_of, vectors_of
+from tests.serve.made_up_service import NO_GALLERY, ask, ids, query_vector, served, service_of
 from tests.serve.virtual_time import run_virtually
 
 
@@ -86,6 +90,41 @@ def test_a_step_whose_own_scan_is_not_answered_leaves_the_answer_as_it_was() -> 
         assert ids(found) == best(1, query_vector(0), 10, range(4))
 
     served(world, test)
+
+
+def test_a_step_that_is_taken_twice_and_left_out_once_counts_once() -> None:
+    """The verdict is of the steps that were done, whatever they are called."""
+    world, nothing = World(), Reliability(queries=1, pairs=1, same=0, brier=0, verdicts={})
+    once = chosen_steps(RECIPE, "expand", None)
+    calibrations = [
+        Calibration(
+            recipe="made-up",
+            scoring=scoring_of(RECIPE, steps),
+            curve=Curve(slope=1.0, intercept=intercept),
+            data="made up",
+            top=10,
+            fitted=nothing,
+            judged=nothing,
+        )
+        for steps, intercept in (((), -100.0), (once, 100.0))
+    ]
+    plain = world.images.vectors
+
+    async def run() -> None:
+        async def only_once(generation: int, places: Sequence[Place]) -> np.ndarray:
+            world.images.away, vectors = True, await plain(generation, places)
+            return vectors
+
+        world.images.vectors = only_once  # type: ignore[method-assign]
+        settings = ServiceSettings()
+        async with SearchService(
+            NO_GALLERY, world.backend, None, settings, calibrations, world.watch
+        ) as service:
+            found = await ask(service, rerank="expand,expand", nprobe=LISTS)
+            assert found.skipped_steps == ["expand"]
+            assert {each.verdict and each.verdict.label for each in found.results} == {"same"}
+
+    run_virtually(run())
 
 
 @pytest.mark.parametrize("timeout_ms", [1, 5, 50])
@@ -190,3 +229,35 @@ def test_a_service_that_was_closed_leaves_nothing_running() -> None:
         assert not any(replica.running for replica in world.all)
 
     run_virtually(run())
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_group_that_is_late_leaves_the_others_time_to_read_more_lists(stopped: bool) -> None:
+    """A scan of one list finds too little; the answer is whole of all groups but the late one."""
+    world = World(groups=2, replicas=1)
+
+    async def test(service: SearchService) -> None:
+        world.all[1].stopped, world.all[1].scan_s = stopped, 60.0
+        found = await ask(service, nprobe=1, top=20)
+        assert found.coverage == 0.5 and found.missing_shards == ["shard-1-1", "shard-1-3"]
+        assert ids(found) == best(1, query_vector(0), 20, (0, 2))
+        assert found.skipped_steps == []
+        world.all[1].stopped, world.all[1].scan_s = False, 0.001
+
+    served(world, test, probe_timeout_s=1000)
+
+
+def test_an_answer_for_which_there_was_no_time_to_read_more_lists_says_so() -> None:
+    world = World(groups=2, replicas=1)
+
+    async def test(service: SearchService) -> None:
+        for replica in world.all:
+            replica.scan_s = 0.3
+        found = await ask(service, nprobe=1, top=20, timeout_ms=500)
+        assert 0 < len(found.results) < 20
+        assert found.partial and found.skipped_steps == ["more-lists"]
+        assert found.coverage == 1.0 and found.missing_shards == [], "all were searched, not deep enough"
+        with pytest.raises(PartialRefused, match="more-lists"):
+            await ask(service, nprobe=1, top=20, timeout_ms=500, allow_partial=False)
+
+    served(world, test)
