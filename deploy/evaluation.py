@@ -23,11 +23,11 @@ from deploy.evaluation_steps import Answers, EvaluationSteps
 from deploy.labels import Labels, read_labels
 from index.cache import Cache
 from index.exact import Collection, exact_topk, read_collection
-from index.fit import Sample
 from index.gate import QueryReader
 from index.generation import Generation, read_generation
 from index.metrics import Rule, average_precision, ranks_of_positives, recall_at
 from index.opened import Hits, OpenGeneration, open_generation
+from index.samplers import Sample
 from index.steps import StepSettings, looks_at
 from ingest.catalogue import PartRef
 from ingest.errors import BadInput

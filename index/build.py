@@ -4,7 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from index.encodings import EncodingSet, encode, encodings_digest
-from index.fit import Fitting, fit_gallery_encoder, fit_gallery_projection, fit_gallery_quantizer
+from index.fit import (
+    SAMPLING,
+    Fitting,
+    fit_gallery_encoder,
+    fit_gallery_projection,
+    fit_gallery_quantizer,
+)
 from index.generation import Generation, Models, read_generation
 from index.pins import Pin, Renewing, earlier_fits, hold
 from index.publish import Proposal, check_present, publish
@@ -211,12 +217,13 @@ def _fit_quantizer(plan: _Plan, live: LiveRows, encodings: EncodingSet) -> str:
 
 
 def _work(plan: _Plan, kind: str, settings: object, inputs: str) -> str:
-    """The digest of a fit: its settings, its inputs, and the images that it may draw from."""
-    parts = [part.part for part in plan.catalogue.parts]
-    deleted = plan.catalogue.deleted.tolist()
-    return digest_of(
-        {"fit": kind, "settings": settings, "inputs": inputs, "parts": parts, "deleted": deleted}
-    )
+    """The digest of a fit: its settings, its inputs, and the images that it may draw from, and how."""
+    images = {
+        "parts": [part.part for part in plan.catalogue.parts],
+        "deleted": plan.catalogue.deleted.tolist(),
+        "sampling": SAMPLING,
+    }
+    return digest_of({"fit": kind, "settings": settings, "inputs": inputs, **images})
 
 
 def _recall(plan: _Plan, work: str) -> str | None:

@@ -1,19 +1,18 @@
 """Fitting: encoder, projection and quantizer, once, from a stated catalogue, on bounded even samples.
 
 Samples are drawn by `index.sampling`; workers read only the parts that hold them, and the fit itself runs
-here at a fixed number of threads. Each function returns the digest of the model that it saved.
+here at a fixed number of threads. The same images give the same models, however they were cut into parts.
+Each function returns the digest of the model that it saved.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Int64
 
 from index.encoders import OneEncoderSettings, encoder_kind, fit_encoder
-from index.encodings import EncodingSet, read_encodings, vectorise
+from index.encodings import EncodingSet
 from index.exact import Collection
 from index.fused import (
     AnyProjectionSettings,
@@ -27,36 +26,30 @@ from index.fused import (
     save_encoder,
 )
 from index.label_sample import groups_first, read_label_numbers
-from index.learned_whitening import fit_learned_whitening, labels_of, pairs_of_labels
+from index.learned_whitening import fit_learned_whitening, pairs_of_labels
 from index.projection import Projection, ProjectionSettings, fit_projection
 from index.quantizer import fit_quantizer, probe_quantizer
 from index.recipe import Recipe
+from index.samplers import (
+    DescriptorSampler,
+    EncodingSampler,
+    LabelledSampler,
+    Sample,
+    VectorSampler,
+    collect,
+)
 from index.sampling import lowest
-from ingest.catalogue import Catalogue, LiveRows, PartRef, read_part
-from ingest.errors import BadInput
-from ingest.features import read_features
+from ingest.catalogue import Catalogue, LiveRows
 from ingest.gallery import Gallery
-from ingest.image_features import ImageFeatures
 from ingest.job import Job
 from ingest.models import save_model
-from ingest.records import decode_key, image_identity
 
+SAMPLING = 2  # counts the ways of drawing; what an unfinished build fitted on another draw is not taken up
 SEED = 1  # of the order in which images are drawn; held-out queries are the last of the same order
 _DESCRIPTORS_OF_AN_IMAGE = (
     64  # at least, where there are enough images: more images teach more than more of one
 )
 _LEAST_IMAGES = 1024  # also where one descriptor suffices: some images may have none
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Rows of one part that a fit reads."""
-
-    part: PartRef
-    rows: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return f"a sample of {self.part}"
 
 
 def draw(catalogue: Catalogue, live: LiveRows, images: int) -> list[Sample]:
@@ -115,7 +108,7 @@ def _fit_one(fitting: Fitting, settings: OneEncoderSettings) -> Vectoriser:
     drawn = sum(len(sample.rows) for sample in samples)
     quota = -(-wanted // max(1, drawn))
     worker = DescriptorSampler(fitting.job.gallery, fitting.features, settings.reads, quota)
-    descriptors = _gather(fitting.job, worker, samples, "sample descriptors")
+    descriptors = collect(fitting.job, worker, samples, "sample descriptors").rows
     return Vectoriser(fit_encoder(descriptors[:wanted], settings))
 
 
@@ -130,17 +123,16 @@ def _fit_projection(fitting: Fitting, encoder: ImageEncoder, settings: AnyProjec
     job, place = fitting.job, (fitting.job.gallery, fitting.features, encoder)
     if isinstance(settings, ProjectionSettings):
         samples = draw(fitting.catalogue, fitting.live, settings.sample_images)
-        return fit_projection(_gather(job, VectorSampler(*place), samples, "sample vectors"), settings)
+        vectors = collect(job, VectorSampler(*place), samples, "sample vectors").rows
+        return fit_projection(vectors, settings)
     collection = Collection(fitting.catalogue, fitting.live)
     numbers = read_label_numbers(job, collection, settings.label_pattern)
     chosen = groups_first(fitting.live.image_id, numbers, settings.sample_images, SEED)
     samples = _gathered(fitting.catalogue, fitting.live, chosen)
     worker = LabelledSampler(*place, settings.label_pattern)
-    drawn = _collect(job, worker, samples, "sample vectors")
-    labels = [label for _, some in drawn for label in some]
-    vectors = _stacked(job, [vectors for vectors, _ in drawn])
-    queries, positives = pairs_of_labels(labels, settings.seed, settings.sample_pairs)
-    return fit_learned_whitening(vectors, queries, positives, settings)
+    drawn = collect(job, worker, samples, "sample vectors")
+    queries, positives = pairs_of_labels(drawn.labels, settings.seed, settings.sample_pairs)
+    return fit_learned_whitening(drawn.rows, queries, positives, settings)
 
 
 def fit_gallery_quantizer(
@@ -148,115 +140,12 @@ def fit_gallery_quantizer(
 ) -> str:
     """Fits the quantizer on stored vectors, and shows by a probe that it does what search needs."""
     samples = draw(catalogue, live, recipe.sample_vectors)
-    vectors = _gather(job, EncodingSampler(job.gallery, encodings.digest), samples, "sample encodings")
+    worker = EncodingSampler(job.gallery, encodings.digest)
+    vectors = collect(job, worker, samples, "sample encodings").rows
     quantizer = fit_quantizer(vectors, recipe.quantizer)
     probe_quantizer(quantizer)
     header = {"catalogue": catalogue.number, "notes": list(quantizer.notes)}
     return save_model(job.gallery, "quantizer", header, quantizer.to_arrays())
-
-
-def _gather(job: Job, worker: "_Sampler", samples: Sequence[Sample], title: str) -> np.ndarray:
-    """The rows that the worker returns for each sample, in the order of the samples."""
-    return _stacked(job, _collect(job, worker, samples, title))
-
-
-def _collect(job: Job, worker: "_Sampler", samples: Sequence[Sample], title: str) -> list[Any]:
-    """What the worker returns for each sample, in the order of the samples."""
-    found: dict[str, Any] = {}
-    with job.progress.stage(title, sum(len(sample.rows) for sample in samples)) as stage:
-        for part, drawn, images in job.engine.map(worker, samples):
-            found[part] = drawn
-            stage.advance(images)
-    return [found[sample.part.part] for sample in samples]
-
-
-def _stacked(job: Job, arrays: Sequence[np.ndarray]) -> np.ndarray:
-    filled = [array for array in arrays if len(array)]
-    if not filled:
-        raise BadInput(
-            f"{job.gallery.store.url} has no image with features, so there is nothing to fit models on; "
-            "look at the rejects that `reseen ingest` reported, and ingest other images"
-        )
-    return np.concatenate(filled)
-
-
-class _Sampler(ABC):
-    """A worker that returns the part's digest, what it drew, and how many images it looked at."""
-
-    def start(self) -> "_Sampler":
-        return self
-
-    def __call__(self, sample: Sample) -> tuple[str, Any, int]:
-        return sample.part.part, self.drawn(sample), len(sample.rows)
-
-    @abstractmethod
-    def drawn(self, sample: Sample) -> Any:
-        """What the fit wants of a sample: rows of an array, but for `LabelledSampler`."""
-
-
-@dataclass
-class DescriptorSampler(_Sampler):
-    """`quota` descriptors of each sampled image, drawn with a generator seeded by the image's place."""
-
-    gallery: Gallery
-    features: str
-    label: str
-    quota: int
-
-    def drawn(self, sample: Sample) -> np.ndarray:
-        found = read_features(self.gallery, self.features, sample.part.part, list(sample.rows), [self.label])
-        drawn = [self._quota(sample, row, image.of(self.label)["descriptors"]) for row, image in found]
-        drawn = [descriptors for descriptors in drawn if len(descriptors)]
-        return np.concatenate(drawn) if drawn else np.empty((0, 0), np.uint8)
-
-    def _quota(self, sample: Sample, row: int, descriptors: np.ndarray) -> np.ndarray:
-        if len(descriptors) <= self.quota:
-            return descriptors
-        seed, _ = image_identity(sample.part.part, str(row))
-        order = np.random.Generator(np.random.PCG64(seed)).permutation(len(descriptors))
-        return descriptors[np.sort(order[: self.quota])]
-
-
-@dataclass
-class VectorSampler(_Sampler):
-    """The encoded vectors of the sampled images."""
-
-    gallery: Gallery
-    features: str
-    encoder: ImageEncoder
-
-    def drawn(self, sample: Sample) -> Any:
-        return vectorise(self.encoder, None, [image for _, image in self._images(sample)])
-
-    def _images(self, sample: Sample) -> list[tuple[int, ImageFeatures]]:
-        wanted, labels = list(sample.rows), self.encoder.labels
-        return list(read_features(self.gallery, self.features, sample.part.part, wanted, labels))
-
-
-@dataclass
-class LabelledSampler(VectorSampler):
-    """The encoded vectors of the sampled images, and the label in each one's `SOURCE/KEY`."""
-
-    pattern: str
-
-    def drawn(self, sample: Sample) -> Any:
-        images = self._images(sample)
-        keys = read_part(self.gallery, sample.part, ["key"])["key"].to_pylist()
-        names = [f"{sample.part.source}/{decode_key(keys[row])}" for row, _ in images]
-        vectors = vectorise(self.encoder, None, [image for _, image in images])
-        return vectors, labels_of(names, self.pattern)
-
-
-@dataclass
-class EncodingSampler(_Sampler):
-    """The stored vectors of the sampled images."""
-
-    gallery: Gallery
-    encodings: str
-
-    def drawn(self, sample: Sample) -> Float32[np.ndarray, "n d"]:
-        rows, _, vectors = read_encodings(self.gallery, self.encodings, sample.part.part)
-        return vectors[np.isin(rows, sample.rows)]
 
 
 def model_notes(gallery: Gallery, models: Mapping[str, str]) -> list[str]:

@@ -14,10 +14,11 @@ import pyarrow as pa
 from jaxtyping import Bool, Float32, Int64
 
 from index.encodings import read_encodings
-from index.fit import SEED, Sample
+from index.fit import SEED
 from index.merge import merge_topk
 from index.quantizer import deserialise, search, selector_bitmap
 from index.recipe import Recipe
+from index.samplers import Sample
 from index.sampling import highest
 from index.shards import Shard
 from ingest.catalogue import Catalogue, LiveRows, PartRef

@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from index.fitting import draw_rows, fit_threads
 from ingest.errors import BadInput
 
-_CHUNK_ROWS = 512
 _CHUNK_COLUMNS = 2048
 _RANK_TOLERANCE = 1e-7  # of the largest eigenvalue: float32 input carries no more
 _NO_VARIANCE = 1e-7  # what is below it times the tolerance is rounding, for vectors of about unit length
@@ -67,6 +66,9 @@ class Projection:
     def apply(self, vectors: Float32[np.ndarray, "n D"]) -> Float32[np.ndarray, "n d"]:
         """`matrix (x - mean)`, then L2-normalised; what lands on zero stays zero.
 
+        One vector at a time: the last bits of a product of many depend on how many there are, and a vector
+        must not depend on the part that its image lies in.
+
         Raises:
             BadInput: the vectors have another length than those that were fitted on.
         """
@@ -76,10 +78,9 @@ class Projection:
                 f"{vectors.shape}: encode with the encoder that the projection was fitted with"
             )
         projected = np.empty((len(vectors), self.dim), np.float32)
-        for start in range(0, len(vectors), _CHUNK_ROWS):
-            rows = slice(start, start + _CHUNK_ROWS)
-            projected[rows] = (vectors[rows] - self.mean) @ self.matrix.T
-        return l2_normalised(projected)
+        for vector, short in zip(vectors, projected, strict=True):
+            short[:] = l2_normalised((self.matrix @ (vector - self.mean))[None])[0]
+        return projected
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         notes = "\n".join(self.notes).encode()

@@ -22,7 +22,7 @@ from ingest.threads import fixed_threads
 from tests.evaluation import descriptor_rows
 from tests.evaluation.descriptor_rows import LONGEST, Row
 from tests.evaluation.page import Cell, table
-from tests.evaluation.smvs import LABELS, Target
+from tests.evaluation.smvs import FOLDERS, JUNK, LABELS, Target
 
 TIMED = 32  # photographs on which the speed of describing is measured
 TAUGHT_EVERY = 2  # of the photographs of products that models are fitted on, every so many are taken
@@ -54,8 +54,9 @@ def photo_sets(shared: Path, folder: Path) -> list[PhotoSet]:
         PhotoSet(
             "smvs_dvd",
             "DVD covers with distractors, as in the first section",
-            (data / "smvs_dvd", data / "dvd_extra"),
+            tuple(data / name for name in FOLDERS),
             LABELS,
+            junk=JUNK,
         ),
         PhotoSet(
             "grocery/val",

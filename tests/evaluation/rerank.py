@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deploy.evaluation import Evaluation, evaluate_labels
+from deploy.evaluation import Evaluation
 from deploy.jobs import build_index, ingest, open_job, open_sources
 from deploy.recipes import load_recipe
 from index.expansion import ExpansionSettings
@@ -20,7 +20,7 @@ from index.steps import StepSettings
 from ingest.job import Job
 from ingest.threads import fixed_threads
 from tests.evaluation.page import Cell, table
-from tests.evaluation.smvs import FOLDERS, LABELS, Target
+from tests.evaluation.smvs import FOLDERS, Target, evaluate_covers
 
 DEPTHS = (10, 30, 100)
 DEPTH = 30
@@ -105,7 +105,7 @@ def gem_steps() -> dict[str, tuple[StepSettings, ...]]:
 def _ranked(job: Job, recipe: Recipe, steps: dict[str, tuple[StepSettings, ...]]) -> Iterator[Ranked]:
     number = build_index(job, recipe).number
     for name, chosen in steps.items():
-        yield Ranked(recipe.name, name, evaluate_labels(job, LABELS, generation=number, steps=chosen))
+        yield Ranked(recipe.name, name, evaluate_covers(job, number, steps=chosen))
 
 
 def milliseconds_a_query(url: str) -> dict[int, float]:
@@ -116,7 +116,7 @@ def milliseconds_a_query(url: str) -> dict[int, float]:
         with open_job(url, "inline", progress=progress) as job, fixed_threads(1):
             number = build_index(job, sift_recipe()).number
             steps = (GeometrySettings(depth=depth),)
-            timed = evaluate_labels(job, LABELS, query_pattern=TIMED, generation=number, steps=steps)
+            timed = evaluate_covers(job, number, query_pattern=TIMED, steps=steps)
         found[depth] = 1e3 * progress.seconds["rerank"] / timed.queries
     return found
 

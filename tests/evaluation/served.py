@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from deploy.evaluation import evaluate_labels
 from deploy.jobs import build_index
 from deploy.labels import read_labels
 from deploy.recipes import load_recipe
@@ -21,7 +20,7 @@ from ingest.job import Job
 from serve.api import FoundImage, SearchRequest
 from serve.client import Client
 from tests.evaluation.page import table
-from tests.evaluation.smvs import LABELS, Target, dvd_gallery
+from tests.evaluation.smvs import JUNK, LABELS, Target, dvd_gallery, evaluate_covers
 from tests.serving.app import served
 from tests.serving.faults import query_images
 from tests.serving.ray_server import ray_served
@@ -59,7 +58,7 @@ def equal_answers(shared: Path) -> tuple[str, list[Target]]:
                         for asked, expected in zip(ASKED, wanted, strict=True)
                     )
                     rows.append([way, len(ASKED) * len(files), different, _map(client, job, generation)])
-            command = evaluate_labels(job, LABELS, generation=generation.number).map
+            command = evaluate_covers(job, generation.number).map
     return _text(rows, command), _targets(rows, command)
 
 
@@ -130,14 +129,14 @@ def _printed(found: FoundImage) -> dict[str, Any]:
 def _map(client: Client, job: Job, generation: Generation) -> float:
     """mAP of every labelled image searching for the others, by `similar` of the API."""
     collection = read_collection(job.gallery, generation)
-    labels = read_labels(job.gallery, collection, LABELS)
+    labels = read_labels(job.gallery, collection, LABELS, junk_pattern=JUNK)
     ids, found = collection.live.image_id, []
     for place in np.flatnonzero(labels.asked):
         alike = ids[(labels.of == labels.of[place]) & (np.arange(len(ids)) != place)]
         request = SearchRequest(image_ids=[str(ids[place])], top=len(ids) - 1, allow_partial=False)
         answer = client.search(request, timeout_s=60.0)
         ranked = np.array([int(each.image_id) for each in answer.results])
-        found.append(average_precision(ranks_of_positives(ranked, alike), len(alike)))
+        found.append(average_precision(ranks_of_positives(ranked, alike, ids[labels.junk]), len(alike)))
     return float(np.mean(found))
 
 

@@ -121,14 +121,16 @@ def town() -> Town:
 
 
 def _vectors_and_labels(town: Town, plain: Generation) -> tuple[np.ndarray, list[str | None]]:
-    """As encoded, part after part in the catalogue's order."""
-    gallery, vectors, labels = town.job.gallery, [], []
+    """As encoded, in the order of the images' ids."""
+    gallery, ids, vectors, labels = town.job.gallery, [], [], []
     for part in read_catalogue(gallery).parts:
-        rows, _, found = read_encodings(gallery, plain.models.encodings, part.part)
+        rows, some, found = read_encodings(gallery, plain.models.encodings, part.part)
         keys = read_part(gallery, part, ["key"])["key"].to_pylist()
+        ids.append(some)
         vectors.append(found)
         labels += labels_of([f"town/{decode_key(keys[row])}" for row in rows], LABELS)
-    return np.concatenate(vectors), labels
+    order = np.argsort(np.concatenate(ids))
+    return np.concatenate(vectors)[order], [labels[at] for at in order]
 
 
 def _projection(town: Town, generation: Generation) -> Projection:
@@ -164,12 +166,10 @@ def test_a_sample_is_bounded_and_pairs_are_in_it(town: Town) -> None:
     numbers = read_label_numbers(town.job, Collection(catalogue, live), LABELS)
     places = groups_first(live.image_id, numbers, 16, SEED)
     assert np.unique(numbers[places], return_counts=True)[1].tolist() == [4, 4, 4, 4]
-    first_row = np.cumsum([0, *(part.ref.rows for part in catalogue.parts)])
-    at = np.sort(first_row[live.part[places]] + live.row[places])
-    queries, positives = pairs_of_labels([labels[row] for row in at], 0, 10**6)
+    queries, positives = pairs_of_labels([labels[at] for at in places], 0, 10**6)
     assert len(queries) == 4 * 6
     chosen = LearnedWhiteningSettings.model_validate(bounded)
-    expected = fit_learned_whitening(vectors[at], queries, positives, chosen)
+    expected = fit_learned_whitening(vectors[places], queries, positives, chosen)
     np.testing.assert_array_equal(fitted.matrix, expected.matrix)
     one_by_one = draw(catalogue, live, 16)
     assert sum(len(sample.rows) for sample in one_by_one) == 16
