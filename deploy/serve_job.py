@@ -59,21 +59,25 @@ def serve_embedded(server: EmbeddedServer, log_level: str, output: "Output") -> 
 
     from serve.logs import log_json_lines, store_secrets
 
-    _allow_files(server.door.http.max_connections + _OTHER_FILES)
     log_json_lines(store_secrets(), level=getattr(logging, log_level.upper()))
     with (
         closing(_bound(server.host, server.port)) as listener,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
+        keys = server.door.keys_file
+        check_door(listener.getsockname()[0], None if keys is None else Path(keys))  # names may lie
         runner.run(_until_stopped(server, listener, output))
 
 
-def _allow_files(count: int) -> None:
-    """As many open files as that, where the system lets us: each connection is one."""
+def _room_for(connections: int) -> int:
+    """As many connections as wanted, or as the limit of open files allows; it is raised where it may be."""
+    wanted = connections + _OTHER_FILES
     now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if now != resource.RLIM_INFINITY and now < count:
-        count = count if most == resource.RLIM_INFINITY else min(count, most)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (count, most))
+    if now == resource.RLIM_INFINITY or now >= wanted:
+        return connections
+    allowed = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
+    return min(connections, max(allowed - _OTHER_FILES, allowed // 2))
 
 
 def _bound(host: str, port: int) -> socket.socket:
@@ -117,7 +121,7 @@ async def _start(server: EmbeddedServer) -> "tuple[AsyncExitStack, Front, type[a
     from ingest.store import Store
     from serve.front import open_front
     from serve.http.crowd import Crowd
-    from serve.http.protocol import bounded_protocol
+    from serve.http.crowded_protocol import crowded_protocol
     from serve.metrics import PrometheusMetrics
     from serve.replicas.embedded import open_embedded
 
@@ -137,8 +141,9 @@ async def _start(server: EmbeddedServer) -> "tuple[AsyncExitStack, Front, type[a
         front = open_front(gallery, backend, metrics, door)
         stack.push_async_callback(front.close)
         await front.service.start()
-        crowd = Crowd(door.service.most_inside, metrics, door.http.origins)
-        return stack.pop_all(), front, bounded_protocol(crowd, door.http.max_connections)
+        connections = _room_for(door.http.max_connections)
+        crowd = Crowd(door.service.most_inside, connections, metrics, door.http.origins)
+        return stack.pop_all(), front, crowded_protocol(crowd)
     raise AssertionError("unreachable")
 
 

@@ -228,7 +228,7 @@ def _leads_somewhere(url: str) -> bool:
         port = parts.port  # ValueError beyond 65,535
     except ValueError:
         return False
-    blank = any(each.isspace() for each in parts.netloc)
+    blank = url != url.strip() or any(each.isspace() for each in parts.netloc)
     return parts.scheme in ("http", "https") and host != b"" and port != 0 and not blank
 
 

@@ -86,7 +86,7 @@ class Doorkeeper:
         self, settings: HttpSettings, keys: Keys | None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._keys, self._settings = keys, settings
-        self._hosts = frozenset(host.lower() for host in settings.hosts)
+        self._hosts = frozenset(host.lower().rstrip(".") for host in settings.hosts)
         self._buckets = _Buckets(settings.rate_per_s, settings.rate_burst, clock)
 
     def admit(self, door: Door, method: str, headers: Headers) -> Key | None:

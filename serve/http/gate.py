@@ -60,7 +60,7 @@ class Attendant:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                _complete(MutableHeaders(scope=message), context.id)
+                complete(MutableHeaders(scope=message), context.id)
             await send(message)
 
         try:
@@ -108,7 +108,8 @@ def known_method(method: str) -> str:
     return method if method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS") else "other"
 
 
-def _complete(headers: MutableHeaders, request_id: str) -> None:
+def complete(headers: MutableHeaders, request_id: str) -> None:
+    """Adds what every answer has."""
     for name, value in SECURITY_HEADERS.items():
         headers.setdefault(name, value)
     headers.setdefault("Cache-Control", "no-store")

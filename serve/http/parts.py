@@ -28,13 +28,13 @@ class Parts:
 
     @asynccontextmanager
     async def in_time(self, within_s: float | None = None) -> AsyncIterator[None]:
-        """Bounds what waits for a store, in seconds; None: as the settings say.
+        """Bounds what waits for a store: as the settings say, and to `within_s` seconds if that is less.
 
         Raises:
             DeadlineExceeded: it took longer. A call that runs goes on in its thread, of which there are few.
         """
         try:
-            async with asyncio.timeout(self.settings.store_timeout_s if within_s is None else within_s):
+            async with asyncio.timeout(min(self.settings.store_timeout_s, within_s or float("inf"))):
                 yield
         except TimeoutError:
             raise DeadlineExceeded("what is stored could not be read in time: try again later") from None

@@ -104,7 +104,7 @@ def _of_reseen(error: ReseenError, redact: Redactor) -> Refused:
             }
             return Refused("partial-refused", said, extra, {"Retry-After": "1"})
         case NotReady() | Away():
-            _LOG.warning("not ready: %s", said, exc_info=error)
+            _LOG.warning("not ready: %s", said, exc_info=error if isinstance(error, Away) else None)
             return Refused("not-ready", said, {"retry_after_s": 1}, {"Retry-After": "1"})
         case UploadsOff():
             return Refused("uploads-off", said)

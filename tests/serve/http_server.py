@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import uvicorn
+import uvloop
 from fastapi import FastAPI
 
 from index.group import Row
@@ -45,7 +46,7 @@ class TellingService:
 
     Attributes:
         raises: raised by every call, if set.
-        slow: searches wait for ever, until they are cancelled.
+        slow: searches wait until it is False, or they are cancelled.
     """
 
     def __init__(self) -> None:
@@ -66,9 +67,11 @@ class TellingService:
         self.began.set()
         if self.slow:
             try:
-                await asyncio.Event().wait()
-            finally:
+                while self.slow:
+                    await asyncio.sleep(0.005)
+            except asyncio.CancelledError:
                 self.cancelled.set()
+                raise
         results = [self._found(number, number) for number in (1, 2, 3)[: request.top]]
         queries = [QueryInfo(kind="upload", name=image.name) for image in images]
         return SearchResponse(
@@ -175,20 +178,26 @@ def telling_app(service: TellingService, folder: Path, **given: Any) -> FastAPI:
 
 
 @contextmanager
-def running(app: Any, protocol: type[asyncio.Protocol] = BoundedProtocol) -> Iterator[str]:
+def running(
+    app: Any,
+    protocol: type[asyncio.Protocol] = BoundedProtocol,
+    loop: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop,
+) -> Iterator[str]:
     """Serves an application on loopback, in a thread, until the context ends; yields its URL."""
 
     @asynccontextmanager
     async def opened() -> AsyncIterator[Any]:
         yield app
 
-    with running_opened(opened, protocol) as url:
+    with running_opened(opened, protocol, loop) as url:
         yield url
 
 
 @contextmanager
 def running_opened(
-    opened: Callable[[], AbstractAsyncContextManager[Any]], protocol: type[asyncio.Protocol] = BoundedProtocol
+    opened: Callable[[], AbstractAsyncContextManager[Any]],
+    protocol: type[asyncio.Protocol] = BoundedProtocol,
+    loop: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop,
 ) -> Iterator[str]:
     """`running` for an application that is opened and closed in the server's own event loop."""
     listening = socket.create_server(("127.0.0.1", 0))
@@ -214,7 +223,8 @@ def running_opened(
 
     def run() -> None:
         try:
-            asyncio.run(serve())
+            with asyncio.Runner(loop_factory=loop) as runner:
+                runner.run(serve())
         except BaseException as error:
             if started.done():
                 raise
