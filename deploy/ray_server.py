@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from serve.cluster.settings import FrontSettings, LogLevel, SlotSettings
     from serve.front import DoorSettings
 
+_CPU_DECIMALS = 4  # Ray counts in ten-thousandths
+
 
 @dataclass(frozen=True)
 class RayServer:
@@ -51,12 +53,12 @@ class RayServer:
         ]
         return [*slots, RunTarget(app.application(self.front), name, route_prefix="/")]
 
-    def check_room(self, cpus: float) -> None:
-        """`OverBudget` where a cluster of so many processors cannot hold all: Serve would wait for ever."""
-        if self.cpus > cpus:
+    def check_room(self, free: float) -> None:
+        """`OverBudget` where a cluster with so many free processors cannot hold all: Serve would wait."""
+        if round(self.cpus, _CPU_DECIMALS) > free:
             raise OverBudget(
-                f"the replicas want {self.cpus:g} processors set aside and the cluster has {cpus:g}: ask for "
-                "fewer groups or replicas, or set fewer aside for each (--cpus)"
+                f"the replicas want {self.cpus:g} processors set aside and the cluster has {free:g} free: "
+                "ask for fewer groups or replicas, or set fewer aside for each (--cpus)"
             )
 
 

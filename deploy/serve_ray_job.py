@@ -30,13 +30,13 @@ def serve_on_ray(server: RayServer, output: "Output") -> None:
     Raises:
         BadInput: something else is served there under these names, or at another address.
         Unavailable: Ray cannot be started or joined, or a deployment does not start.
-        OverBudget: the cluster has too few processors.
+        OverBudget: the cluster has too few processors left.
     """
     with _ray(server.address):
         import ray
 
-        server.check_room(ray.cluster_resources().get("CPU", 0.0))
-        start_serve(server)
+        server.check_room(ray.available_resources().get("CPU", 0.0))
+        started = start_serve(server)
         try:
             deploy(server)
             output.say(f"Ray is at {_cluster_address()}: set RAY_ADDRESS to it for --roll")
@@ -45,14 +45,18 @@ def serve_on_ray(server: RayServer, output: "Output") -> None:
         except KeyboardInterrupt:
             output.say("stopping")
         finally:
-            take_down(server)
+            take_down(server, started)
 
 
-def start_serve(server: RayServer) -> None:
+def start_serve(server: RayServer) -> bool:
     """Starts Serve on the cluster that this process has joined, or finds it there and free for this server.
+
+    Returns:
+        Whether it was started: nobody else's, and to be shut down at the end.
 
     Raises:
         BadInput: it serves applications of these names already, or at another address.
+        Unavailable: it does not start, for one because the port is taken.
     """
     from ray import serve as ray_serve
     from ray.serve.context import _get_global_client
@@ -63,16 +67,27 @@ def start_serve(server: RayServer) -> None:
             f"the cluster serves {', '.join(taken)} already: give --roll to start that server anew, with "
             "other options, or end it first (its command; `serve shutdown` where that is gone)"
         )
-    ray_serve.start(
-        http_options={"host": server.host, "port": server.port, "request_timeout_s": REQUEST_TIMEOUT_S},
-        controller_options={"runtime_env": {"env_vars": RAY_SERVE_ENVIRONMENT}},
-    )
+    found = _get_global_client(raise_if_no_controller_running=False) is not None
+    try:
+        ray_serve.start(
+            http_options={"host": server.host, "port": server.port, "request_timeout_s": REQUEST_TIMEOUT_S},
+            controller_options={"runtime_env": {"env_vars": RAY_SERVE_ENVIRONMENT}},
+        )
+    except (RuntimeError, TimeoutError) as error:  # what a proxy said, at length
+        if not found:
+            ray_serve.shutdown()
+        told = str(error).strip().rpartition("\n")[2]
+        raise Unavailable(
+            f"Ray Serve does not listen on {server.host}:{server.port} ({told}): give another --port where "
+            "it is taken; see Ray Serve's logs"
+        ) from error
     there = _get_global_client().http_config
     if (there.host, there.port) != (server.host, server.port):
         raise BadInput(
             f"Serve runs on the cluster and listens on {there.host}:{there.port}, not on "
             f"{server.host}:{server.port}: give --host {there.host} --port {there.port}, or end it first"
         )
+    return not found
 
 
 def deploy(server: RayServer) -> None:
@@ -84,14 +99,20 @@ def deploy(server: RayServer) -> None:
     _deploy(server.applications())
 
 
-def take_down(server: RayServer) -> None:
-    """Deletes the applications that are there, the front first; it answers what it has begun."""
+def take_down(server: RayServer, started: bool) -> None:
+    """Deletes the applications that are there, the front first; it answers what it has begun.
+
+    Args:
+        started: what `start_serve` returned; Serve itself ends too, unless it has come to serve others.
+    """
     from ray import serve as ray_serve
 
     there = ray_serve.status().applications
     for application in reversed(server.applications()):
         if application.name in there:
             ray_serve.delete(application.name)
+    if started and not ray_serve.status().applications:
+        ray_serve.shutdown()
 
 
 def roll(server: RayServer, output: "Output", settle_s: float = _SETTLE_S) -> None:
@@ -163,8 +184,6 @@ def _ray(address: str | None) -> Iterator[None]:
     try:
         yield
     finally:
-        if address is None:
-            _shut_serve_down()
         ray.shutdown()
 
 
@@ -172,9 +191,3 @@ def _cluster_address() -> str:
     import ray
 
     return str(ray.get_runtime_context().gcs_address)
-
-
-def _shut_serve_down() -> None:
-    from ray import serve as ray_serve
-
-    ray_serve.shutdown()

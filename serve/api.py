@@ -135,7 +135,10 @@ class FoundImage(BaseModel):
     source: str
     key: str
     metadata: dict[str, Any] = {}
-    thumbnail: str = Field(examples=["/v1/images/3941654959055551396/thumbnail"])
+    thumbnail: str = Field(
+        description="path, below the prefix of a server that has one",
+        examples=["/v1/images/3941654959055551396/thumbnail"],
+    )
 
 
 class QueryInfo(BaseModel):

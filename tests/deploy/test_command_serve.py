@@ -18,6 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 from deploy.cli import app
+from deploy.serve_job import check_door
 from ingest.store import Store
 from tests.drivers import ROOT, end_session
 from tests.tiny import build_tiny, ingest, job_on, vectors
@@ -97,10 +98,9 @@ def test_with_keys_only_those_who_have_one_are_answered(gallery: Path, tmp_path:
     from serve.http.key_file import add_key
 
     _, text = add_key(tmp_path / "keys.json", "test")
-    with serving(gallery, tmp_path, "--host", "0.0.0.0", "--keys", tmp_path / "keys.json") as (process, url):
-        local = url.replace("0.0.0.0", "127.0.0.1")
-        assert search(local).status_code == 401
-        assert search(local, headers={"Authorization": f"Bearer {text}"}).status_code == 200
+    with serving(gallery, tmp_path, "--keys", tmp_path / "keys.json") as (process, url):
+        assert search(url).status_code == 401
+        assert search(url, headers={"Authorization": f"Bearer {text}"}).status_code == 200
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
     assert text not in (tmp_path / "log").read_text()
@@ -109,6 +109,7 @@ def test_with_keys_only_those_who_have_one_are_answered(gallery: Path, tmp_path:
 def test_whoever_lets_others_in_needs_keys(gallery: Path) -> None:
     for host in ("0.0.0.0", "::", "192.0.2.1", "example.org"):
         refused(2, r"--host .* lets other machines in, and --keys", "--gallery", gallery, "--host", host)
+        check_door(host, Path("keys.json"))
 
 
 def test_mistakes_are_told_before_anything_is_loaded(gallery: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import httpx
 
 from deploy.ray_environment import RAY_SERVE_ENVIRONMENT
 from tests.drivers import ROOT, end_session
-from tests.serving.ray_server import replicas_of
+from tests.serving.ray_server import replicas_of, titled
 
 _START_S = 60.0
 _STARTED = re.compile(r"ray start --address='([^']+)'")
@@ -53,6 +53,10 @@ class RayHead:
     def replicas(self, application: str, deployment: str) -> list[int]:
         """The living processes of a deployment's replicas."""
         return replicas_of(self.session, application, deployment)
+
+    def serve(self) -> list[int]:
+        """The living processes of Serve itself: its controller and proxies."""
+        return [*titled(self.session, "ray::ServeController"), *titled(self.session, "ray::ProxyActor")]
 
     def command(self, *words: object) -> str:
         """What a command beside this interpreter (`serve`, `ray`, `reseen`) says; it must end well."""

@@ -47,16 +47,20 @@ class RayServed:
 
 def replicas_of(session: int, application: str, deployment: str) -> list[int]:
     """The living processes of a deployment's replicas, in a session that started Ray."""
-    name = f"ServeReplica:{application}:{deployment}"
-    return [pid for pid in processes_of(session) if _titled(pid, name)]
+    return titled(session, f"ServeReplica:{application}:{deployment}")
 
 
-def _titled(pid: int, name: str) -> bool:
+def titled(session: int, name: str) -> list[int]:
+    """The living processes of a session with this in their title."""
+    return [pid for pid in processes_of(session) if name in _title(pid)]
+
+
+def _title(pid: int) -> str:
     try:
-        title = Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace")
-    except OSError:
-        return False
-    return name in title.partition("\0")[0]
+        text = Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace")
+    except OSError:  # it is gone
+        return ""
+    return text.partition("\0")[0]
 
 
 @contextmanager

@@ -101,22 +101,6 @@ def test_the_shipped_file_is_deployed_changed_and_ended_over_rest(
     assert traffic.answers and not traffic.failures
     assert not any(answer.partial for answer in traffic.answers)
 
+    assert len(head.serve()) == 2
     head.command("serve", "shutdown", "--yes")
-    assert awaited(lambda: not any(pids(head).values()), _PATIENCE_S)
-
-
-@pytest.mark.ray
-def test_without_keys_nothing_is_served_to_other_machines(head: RayHead, config: Any, tmp_path: Path) -> None:
-    config["http_options"]["host"] = "0.0.0.0"
-    config["applications"] = config["applications"][2:]  # the front alone: it does not come that far
-    file = tmp_path / "serve.yaml"
-    file.write_text(yaml.safe_dump(config))
-    head.command("serve", "deploy", file)
-    assert awaited(lambda: "lets other machines in" in str(head.applications()), _PATIENCE_S)
-    assert not any(each["state"] == "RUNNING" for each in ingresses(head))
-    head.command("serve", "shutdown", "--yes")
-
-
-def ingresses(head: RayHead) -> list[Any]:
-    found: list[Any] = head.applications()["reseen"]["deployments"]["ingress"]["replicas"]
-    return found
+    assert awaited(lambda: not any(pids(head).values()) and not head.serve(), _PATIENCE_S)
