@@ -59,11 +59,12 @@ class Replica(Protocol):
     async def rows(self, generation: int, image_ids: Sequence[int]) -> list[Row | None]:
         """The rows of some images; None for those that this group has not."""
 
-    async def load(self, generation: int, replace: bool = False) -> GroupState:
+    async def load(self, generation: int, replace: bool = False, keep: int | None = None) -> GroupState:
         """Loads and verifies a generation beside those that are there; the same again does nothing.
 
         Args:
             replace: drop the others first, for want of memory.
+            keep: the generation that is served, which is dropped last.
 
         Raises:
             OverBudget: both do not fit into the memory allowed; try with `replace`.

@@ -51,7 +51,7 @@ FAMILIES: Mapping[str, Family] = {
     "index_age_seconds": Family("gauge", "since the served generation was published"),
     "in_flight": Family("gauge", "requests that are worked on", ("kind",)),
     "queued": Family("gauge", "requests that wait", ("kind",)),
-    "memory_bytes": Family("gauge", "of loaded shards", ("group",)),
+    "memory_bytes": Family("gauge", "of loaded shards, of all replicas of a group", ("group",)),
     "upload_bytes": Family("gauge", "of uploads that are kept"),
 }
 

@@ -80,8 +80,8 @@ class RayReplica(_Remote):
         found: list[Row | None] = await self.call("rows", generation, image_ids)
         return found
 
-    async def load(self, generation: int, replace: bool = False) -> GroupState:
-        state: GroupState = await self.call("load", generation, replace)
+    async def load(self, generation: int, replace: bool = False, keep: int | None = None) -> GroupState:
+        state: GroupState = await self.call("load", generation, replace, keep)
         return state
 
     async def states(self) -> list[GroupState]:

@@ -65,8 +65,8 @@ class GroupReplica:
     async def rows(self, generation: int, image_ids: Any) -> Any:
         return await replied(self._replica.rows(generation, image_ids))
 
-    async def load(self, generation: int, replace: bool) -> Any:
-        return await replied(self._replica.load(generation, replace))
+    async def load(self, generation: int, replace: bool, keep: int | None) -> Any:
+        return await replied(self._replica.load(generation, replace, keep))
 
     async def states(self) -> Any:
         return await replied(self._replica.states())

@@ -79,8 +79,8 @@ class LocalReplica:
     async def rows(self, generation: int, image_ids: Sequence[int]) -> list[Row | None]:
         return await self._threads.scans.run(one_faiss_thread, self._server.rows, generation, image_ids)
 
-    async def load(self, generation: int, replace: bool = False) -> GroupState:
-        return await self._threads.loads.run(one_faiss_thread, self._server.load, generation, replace)
+    async def load(self, generation: int, replace: bool = False, keep: int | None = None) -> GroupState:
+        return await self._threads.loads.run(one_faiss_thread, self._server.load, generation, replace, keep)
 
     async def states(self) -> list[GroupState]:
         return await self._threads.checks.run(one_faiss_thread, self._server.states)

@@ -6,7 +6,7 @@ are loaded: the one that is served and its successor; what both hold is in memor
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from threading import Lock
 
@@ -67,12 +67,12 @@ class GroupServer:
         self._loading = Lock()  # one load at a time
         self._loads = 0
 
-    def load(self, generation: int, replace: bool = False) -> GroupState:
+    def load(self, generation: int, replace: bool = False, keep: int | None = None) -> GroupState:
         """See `serve.backend.Replica.load`.
 
-        Besides, a third generation takes the place of the one that was asked longest ago or never, so that
-        what is served stays where its successor was refused. A load that fails leaves the other; after
-        `replace`, the best of what was dropped for it is loaded again.
+        Besides, a third generation takes the place of the one that was asked longest ago or never, but of
+        `keep` last. A load that fails leaves the other; after `replace`, the best of what was dropped for it
+        is loaded again.
         """
         with self._loading:
             with self._lock:
@@ -81,7 +81,7 @@ class GroupServer:
                 return self._state(present)
             wanted = read_generation(self.gallery, generation)
             _warn_of_versions(wanted)
-            return self._state(self._add(wanted, replace))
+            return self._state(self._add(wanted, replace, keep))
 
     def states(self) -> list[GroupState]:
         """The loaded generations, oldest first; each has just answered a real query.
@@ -127,11 +127,13 @@ class GroupServer:
 
     # -- loading ----------------------------------------------------------------------------------------
 
-    def _add(self, wanted: Generation, replace: bool) -> _Loaded:
+    def _add(self, wanted: Generation, replace: bool, keep: int | None) -> _Loaded:
         shards = assign_shards(wanted.shards, self.groups)[self.group]
         with self._lock:
             before = dict(self._loaded)
-        by_use = sorted(before, key=lambda number: (before[number].last, before[number].order))
+        by_use = sorted(
+            before, key=lambda number: (number == keep, before[number].last, before[number].order)
+        )
         leaving = by_use if replace else by_use[: max(0, len(before) + 1 - MOST_LOADED)]
         staying = [each for number, each in before.items() if number not in leaving]
         near = [each.group for each in staying]
@@ -170,7 +172,7 @@ class GroupServer:
     def _check_budget(self, wanted: Generation, new: int, near: Sequence[ShardGroup], replace: bool) -> None:
         if self._memory_bytes is None:
             return
-        taken = sum(each.code_bytes for each in near)
+        taken = _bytes_of(near)
         if taken + new <= self._memory_bytes:
             return
         advice = (
@@ -196,7 +198,6 @@ class GroupServer:
         group = loaded.group
         with self._lock:
             older = [each.group for each in self._loaded.values() if each.order < loaded.order]
-        counted = {id(segment) for each in older for segment in each.segments}
         return GroupState(
             generation=group.generation.number,
             group=self.group,
@@ -205,9 +206,14 @@ class GroupServer:
             lists=group.lists,
             dim=group.dim,
             columns=dict(group.columns),
-            code_bytes=sum(each.nbytes for each in group.segments if id(each) not in counted),
+            code_bytes=_bytes_of([group, *older]) - _bytes_of(older),
             seconds=loaded.seconds,
         )
+
+
+def _bytes_of(groups: Iterable[ShardGroup]) -> int:
+    """Memory of some groups; what several share is counted once."""
+    return sum({id(segment): segment.nbytes for group in groups for segment in group.segments}.values())
 
 
 def _answer(group: ShardGroup, scan: Scan) -> Scanned | ReseenError:

@@ -15,7 +15,7 @@ from serve.backend import GroupState
 from serve.metrics import Metrics
 from serve.refusals import NotReady
 from serve.service.loading import REFUSALS, Loader
-from serve.service.peers import Peers
+from serve.service.peers import Peer, Peers
 from serve.service.settings import ServiceSettings
 from serve.service.view import Reading, Share, View, shares_of
 from serve.service.watch import Watch
@@ -48,7 +48,7 @@ class Flip:
         self._watch, self._groups, self._loader = watch, groups, loader
         self._settings, self._metrics, self._warm = settings, metrics, warm
         self._view: View | None = None
-        self._loading: set[asyncio.Task[None]] = set()
+        self._loading: set[asyncio.Task[object]] = set()
         self.newest = 0
         self.refused: dict[int, str] = {}
 
@@ -136,14 +136,34 @@ class Flip:
     async def _to(self, number: int) -> None:
         reading = await self._watch.read(number)
         await self._warm(reading)
+        try:
+            states = await self._loaded(reading)
+        except Unavailable:  # slot by slot, who did not load may be known to be away only now
+            view = self._view_of(reading)
+            if self._view is not None and self._answers(view) > self._answers(self._view):
+                self._show(view)
+            raise
+        self._show(View(reading, len(self._groups), states))
+
+    async def _loaded(self, reading: Reading) -> list[GroupState]:
         shares = shares_of(reading.generation, len(self._groups))
         try:
-            states = await self._side_by_side(number, shares)
+            return await self._side_by_side(reading.number, shares)
         except OverBudget as error:
-            _LOG.warning("generation %d does not fit beside: slot by slot (%s)", number, error)
-            await self._slot_by_slot(reading, shares)
-        else:
-            self._show(View(reading, len(self._groups), states))
+            _LOG.warning("generation %d does not fit beside: slot by slot (%s)", reading.number, error)
+            return await self._slot_by_slot(reading, shares)
+
+    def complete(self) -> None:
+        """Makes the view again where a group has loaded it that had not when it was made."""
+        if self._view is not None and self._view.known < len(self._groups):
+            view = self._view_of(self._view.reading)
+            if view.known > self._view.known:
+                self._show(view)
+
+    def _view_of(self, reading: Reading) -> View:
+        """A generation as the replicas have loaded it by now."""
+        states = [peers.state(reading.number) for peers in self._groups]
+        return View(reading, len(states), [state for state in states if state is not None])
 
     def _show(self, view: View) -> None:
         before, self._view = self.number, view
@@ -179,35 +199,66 @@ class Flip:
         return [task.result() for task in tasks]
 
     async def _one_of(self, peers: Peers, number: int, share: Share, replace: bool = False) -> GroupState:
-        """Lets the first replica that can load it."""
+        """Lets the first replica that can load it.
+
+        Where one takes long the next begins too, and whoever is later goes on unwatched. With `replace` they
+        load one after the other, as each gives up what is served.
+        """
+        waiting = self._in_order(peers, number)
+        patience = None if replace else self._settings.settle_s
+        loads: set[asyncio.Task[GroupState]] = set()
         failure = Unavailable(f"no replica of group {peers.group} answers")
-        for peer in sorted(
-            peers.all, key=lambda peer: (not peer.has(number), peer.down, peer.has(self.number))
-        ):
-            try:
-                return await self._loader.load(peer, number, share, replace)
-            except Unavailable as error:
-                failure = error
+        try:
+            while waiting or loads:
+                if waiting:
+                    load = self._loader.load(waiting.pop(0), number, share, replace, keep=self.number)
+                    loads.add(self._kept(load))
+                limit = patience if waiting else None
+                done, loads = await asyncio.wait(loads, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    try:
+                        return task.result()
+                    except Unavailable as error:
+                        failure = error
+        except BaseException:
+            for task in loads:
+                task.cancel()
+            raise
         raise failure
 
+    def _in_order(self, peers: Peers, number: int) -> list[Peer]:
+        """The replicas of a group, the one first that has least to do and to lose by a load."""
+        served, busy = self.number, self._loader.busy
+        return sorted(
+            peers.all, key=lambda peer: (not peer.has(number), peer.down, busy(peer), peer.has(served))
+        )
+
     async def _others(self, peers: Peers, number: int, share: Share) -> None:
+        """Loads it into what is left of a group, until there is a newer one."""
         for peer in peers.all:
-            if not peer.has(number) and not peer.down:
+            if number < max(self.newest, self.number):
+                return  # what lacks the served generation is given it by whoever supervises
+            if not peer.has(number) and not peer.down and not self._loader.busy(peer):
                 try:
-                    await self._loader.load(peer, number, share)
+                    await self._loader.load(peer, number, share, keep=self.number)
                 except ReseenError as error:  # whoever supervises tries again
                     _LOG.warning("replica %s has not generation %d yet: %s", peer.name, number, error)
 
-    def _kept(self, work: Coroutine[object, object, None]) -> "asyncio.Task[None]":
+    def _kept(self, work: Coroutine[object, object, T]) -> "asyncio.Task[T]":
         """A task that goes on when nobody waits for it any more, until `close`."""
         task = asyncio.get_running_loop().create_task(work)
         self._loading.add(task)
-        task.add_done_callback(self._loading.discard)
+        task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: "asyncio.Task[T]") -> None:
+        self._loading.discard(task)
+        if not task.cancelled():
+            task.exception()  # nobody may have waited for it; whoever supervises tries again
 
     # -- slot by slot -------------------------------------------------------------------------------------
 
-    async def _slot_by_slot(self, reading: Reading, shares: Sequence[Share]) -> None:
+    async def _slot_by_slot(self, reading: Reading, shares: Sequence[Share]) -> list[GroupState]:
         """One replica of each group after the other gives up what it has.
 
         Where groups have several replicas, others of them serve on. Where one has a single one, requests go
@@ -220,16 +271,12 @@ class Flip:
         try:
             for peers in several_first:
                 states.append(await self._one_of(peers, number, shares[peers.group], replace=True))
-                self._show_if_no_less(View(reading, len(self._groups), states), before)
-        except Unavailable:
-            if states:  # who is away now is part of neither
-                self._show_if_no_less(View(reading, len(self._groups), states), before)
-            raise
-        except ReseenError:
+                self._show_if_no_less(self._view_of(reading), before)
+        except REFUSALS:
             if before is not None:  # those that gave it up are given it again by whoever supervises
                 self._show(before)
             raise
-        self._show(View(reading, len(self._groups), states))
+        return states
 
     def _show_if_no_less(self, view: View, before: View | None) -> None:
         """Shows a view that can answer with as much as the one before it."""

@@ -24,12 +24,14 @@ class Loader:
     def busy(self, peer: Peer) -> bool:
         return peer in self._locks and self._locks[peer].locked()
 
-    async def load(self, peer: Peer, number: int, share: Share, replace: bool = False) -> GroupState:
+    async def load(
+        self, peer: Peer, number: int, share: Share, replace: bool = False, keep: int | None = None
+    ) -> GroupState:
         """Lets a replica load its part of a generation, and asks it whether it answers.
 
         Args:
             share: what it should have then.
-            replace: drop what it has first.
+            replace, keep: see `serve.backend.Replica.load`.
 
         Raises:
             OverBudget: there is no room for it (beside what is there).
@@ -38,7 +40,7 @@ class Loader:
         """
         async with self._locks.setdefault(peer, asyncio.Lock()):
             try:
-                state = await self._loaded(peer, number, share, replace)
+                state = await self._loaded(peer, number, share, replace, keep)
             except Exception as error:
                 outcome = type(error).__name__.lower()
                 self._metrics.count("shard_loads", group=str(peer.group), outcome=outcome)
@@ -46,14 +48,15 @@ class Loader:
                     raise
                 raise Unavailable(f"replica {peer.name} failed to load: {error!r}") from error
         self._metrics.count("shard_loads", group=str(peer.group), outcome="ok")
-        self._metrics.gauge("memory_bytes", peer.code_bytes, group=str(peer.group))
         _LOG.info("replica %s has generation %d (%d rows)", peer.name, number, state.rows)
         return state
 
-    async def _loaded(self, peer: Peer, number: int, share: Share, replace: bool) -> GroupState:
+    async def _loaded(
+        self, peer: Peer, number: int, share: Share, replace: bool, keep: int | None
+    ) -> GroupState:
         try:
             async with asyncio.timeout(self._settings.load_timeout_s):
-                state = await peer.replica.load(number, replace)
+                state = await peer.replica.load(number, replace, keep)
                 check_state(state, share)
                 states = await peer.replica.states()
         except TimeoutError:

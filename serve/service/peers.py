@@ -25,7 +25,7 @@ class Peer:
         in_flight: messages that it has not answered yet.
         states: generations that it has, as it said last.
         down: it answers nothing; only looks at it continue.
-        waits: of those that it has not answered yet.
+        waits: timeouts of the calls that wait for it.
         answered_at: when it last answered anything.
     """
 
@@ -118,6 +118,15 @@ class Peers:
             (peer for peer in turned if not peer.down),
             key=lambda peer: (not peer.has(generation), peer.paused, peer.in_flight),
         )
+
+    @property
+    def code_bytes(self) -> int:
+        """Memory of all that its replicas have loaded."""
+        return sum(peer.code_bytes for peer in self.all)
+
+    def state(self, generation: int) -> GroupState | None:
+        """A generation as one of them has it; None where none has."""
+        return next((peer.states[generation] for peer in self.all if peer.has(generation)), None)
 
     def ready(self, generation: int) -> list[Peer]:
         """Those that have a generation and answer."""

@@ -52,7 +52,10 @@ class ServiceSettings(BaseModel):
     probe_timeout_s: float = Field(2.0, gt=0, description="one that answers nothing for so long is down")
     load_timeout_s: float = Field(900.0, gt=0, description="for one replica to load its part of a generation")
     settle_s: float = Field(
-        10.0, ge=0, description="how long a flip waits for further replicas once every group has one"
+        10.0,
+        ge=0,
+        description="how long a flip waits for further replicas once every group has one, and for one that "
+        "loads before the next of its group begins too",
     )
     start_timeout_s: float = Field(900.0, gt=0, description="for the first generation to be there")
     start_fallbacks: int = Field(

@@ -44,13 +44,17 @@ class Supervisor:
             await asyncio.sleep(self._settings.supervise_s)
 
     def once(self) -> None:
-        """Begins a look at every replica that is not being looked at; none of them delays another."""
+        """Begins a look at every replica that is not being looked at; none of them delays another.
+
+        What earlier looks and loads have told goes into the view and the metrics.
+        """
         loop = asyncio.get_running_loop()
         for peers in self._groups:
             for peer in peers.all:
                 if peer not in self._looks:
                     self._looks[peer] = look = loop.create_task(self._look(peer))
                     look.add_done_callback(lambda _, peer=peer: self._looks.pop(peer, None))  # type: ignore[misc]
+        self._flip.complete()
         self._report()
 
     async def _look(self, peer: Peer) -> None:
@@ -69,7 +73,6 @@ class Supervisor:
             _LOG.info("replica %s is back", peer.name)
         if not self._loader.busy(peer):
             peer.states = {state.generation: state for state in states}
-            self._metrics.gauge("memory_bytes", peer.code_bytes, group=str(peer.group))
         peer.seen()
         self._restore(peer)
 
@@ -106,6 +109,8 @@ class Supervisor:
         return any(number > view.number and number not in self._flip.refused for number in peer.states)
 
     def _report(self) -> None:
+        for peers in self._groups:
+            self._metrics.gauge("memory_bytes", peers.code_bytes, group=str(peers.group))
         try:
             view = self._flip.view
         except NotReady:

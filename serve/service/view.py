@@ -42,6 +42,7 @@ class View:
         rows: that can be found in all groups.
         lists: inverted lists; 1 where the index is flat. dim: of its vectors; 0 where there are none.
         columns: what filters may name, and its type.
+        known: groups that `lists`, `dim` and `columns` are known of; the others have not loaded it yet.
     """
 
     def __init__(self, reading: Reading, groups: int, states: Sequence[GroupState]) -> None:
@@ -51,6 +52,7 @@ class View:
         self.lists = max((state.lists for state in states), default=1)
         self.dim = max((state.dim for state in states), default=0)
         self.columns = united_columns(state.columns for state in states)
+        self.known = len(states)
         self.images = reading.generation.recipe.features is not None
         self._group = _groups_of_parts(reading.generation, groups)
 

@@ -56,9 +56,9 @@ class SwitchedReplica:
         self._there()
         return await self.replica.rows(generation, image_ids)
 
-    async def load(self, generation: int, replace: bool = False) -> GroupState:
+    async def load(self, generation: int, replace: bool = False, keep: int | None = None) -> GroupState:
         self._there()
-        return await self.replica.load(generation, replace)
+        return await self.replica.load(generation, replace, keep)
 
     async def states(self) -> list[GroupState]:
         self._there()

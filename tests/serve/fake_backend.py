@@ -90,8 +90,9 @@ class FakeReplica:
     """What it is told to do is read at each call.
 
     scan_s: that a scan takes. dead: every call fails at once. stopped: no call ends.
-    refuses: what a load raises, by generation. most: generations it holds at once, before the oldest goes.
-    room: False: a load beside another raises what `refuses` has for -1.
+    refuses: what a load raises, by generation.
+    most: generations it holds at once, before the oldest goes, and of those the one to keep last.
+    beside: what a load beside another raises. columns: that no other group has.
     """
 
     group: int
@@ -104,6 +105,7 @@ class FakeReplica:
     stopped: bool = False
     refuses: dict[int, ReseenError] = field(default_factory=dict)
     beside: ReseenError | None = None
+    columns: dict[str, str] = field(default_factory=dict)
     most: int = 2
     loaded: list[int] = field(default_factory=list)
     running: int = 0
@@ -178,18 +180,19 @@ class FakeReplica:
             for image in image_ids
         ]
 
-    async def load(self, generation: int, replace: bool = False) -> GroupState:
+    async def load(self, generation: int, replace: bool = False, keep: int | None = None) -> GroupState:
         self.loads += 1
         self.most_loads = max(self.most_loads, self.loads)
         try:
             if generation not in self.loaded:
-                if self.beside is not None and self.loaded and not replace:
+                if self.beside is not None and self.loaded and not (replace or self.dead):
                     raise self.beside
                 if replace:
                     self.loaded.clear()
                 await self._turn(self.load_s)
                 if generation in self.refuses:
                     raise self.refuses[generation]
+                self.loaded.sort(key=lambda number: number == keep)
                 self.loaded = [*self.loaded, generation][-self.most :]
             return self._state(generation)
         finally:
@@ -201,7 +204,7 @@ class FakeReplica:
 
     def _state(self, number: int) -> GroupState:
         shards = [self.generations[number].shards[at] for at in self.shards(number)]
-        columns = {"generation": "integer", "source": "text", "key": "text"}
+        columns = {"generation": "integer", "source": "text", "key": "text", **self.columns}
         digests = tuple(shard.shard for shard in shards)
         return GroupState(
             number, self.group, digests, SHARD_ROWS * len(shards), LISTS, DIM, columns, 1, self.load_s

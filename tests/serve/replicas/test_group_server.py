@@ -157,7 +157,7 @@ def test_the_generation_that_is_asked_stays_when_its_successor_never_was(growing
 
 
 def test_what_was_never_asked_goes_before_what_was_asked_long_ago(growing: Growing) -> None:
-    """A quiet server: 1 is served, 2 was refused by another group, and 3 is tried."""
+    """A quiet server: 1 was asked, 2 never was, and 3 is tried."""
     clock = Clock()
     server = GroupServer(growing.gallery, 0, 1, clock=clock)
     growing.grow()
@@ -168,6 +168,23 @@ def test_what_was_never_asked_goes_before_what_was_asked_long_ago(growing: Growi
     clock.now += 10 * IDLE_S
     server.load(3)
     assert loaded(server) == [1, 3]
+
+
+def test_what_is_served_goes_last_even_where_nobody_ever_asked_it(growing: Growing) -> None:
+    """1 is served, 2 was refused by another group, and 3 is tried; then 4, in the place of all."""
+    server = GroupServer(growing.gallery, 0, 1)
+    growing.grow()
+    growing.grow()
+    server.load(1)
+    server.load(2, keep=1)
+    scan(server, 2)
+    server.load(3, keep=1)
+    assert loaded(server) == [1, 3]
+    number = growing.grow()
+    growing.damage(number)
+    with pytest.raises(Corrupt):
+        server.load(number, replace=True, keep=1)
+    assert loaded(server) == [1], "it comes back"
 
 
 def test_a_superseded_generation_goes_when_nobody_asks_it_for_30_seconds(growing: Growing) -> None:
@@ -299,6 +316,20 @@ def test_a_flip_that_adds_images_needs_room_for_those_only(growing: Growing) -> 
     server.load(1)
     server.load(number)
     assert loaded(server) == [1, number]
+
+
+def test_what_is_shared_takes_room_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve.replicas.group_server, "MOST_LOADED", 3)
+    growing = Growing()
+    growing.grow(200)
+    taken = GroupServer(growing.gallery, 0, 1).load(1).code_bytes
+    delete(growing.job, [growing.sources[0].ids()[3]])
+    number = growing.grow(200)
+    added = growing.new_bytes(number) - growing.new_bytes(1)
+    server = GroupServer(growing.gallery, 0, 1, memory_bytes=taken + added)
+    for each in (1, 2, number):
+        server.load(each)
+    assert loaded(server) == [1, 2, number]
 
 
 def test_a_replacement_that_fails_brings_back_what_it_replaced(growing: Growing) -> None:

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from ingest.errors import Corrupt, OverBudget, ReseenError
+from ingest.errors import Corrupt, ReseenError, Unavailable
 from serve.api import SearchResponse
 from serve.service.search_service import SearchService
 from tests.serve.fake_backend import LISTS, World, best
@@ -20,9 +20,6 @@ from tests.serve.made_up_service import (
     steady,
     stopped,
 )
-
-NO_ROOM = OverBudget("both do not fit")
-
 
 # -- side by side -----------------------------------------------------------------------------------------
 
@@ -164,30 +161,84 @@ def test_a_request_whose_generation_was_dropped_begins_again_with_the_newer_one(
 
 
 def test_memory_that_is_given_back_is_seen() -> None:
-    world, metrics = World(groups=1, replicas=1, generations=2), Counted()
+    world, metrics = World(groups=1, replicas=2, generations=2), Counted()
 
     async def test(service: SearchService) -> None:
         world.watch.published.append(2)
         await asyncio.sleep(3)
-        assert metrics.gauges["memory_bytes"] == 2, "one for each generation"
+        assert metrics.gauges["memory_bytes"] == 4, "one for each generation in each replica"
         world.all[0].loaded.remove(1)
         await asyncio.sleep(1)
-        assert metrics.gauges["memory_bytes"] == 1
+        assert metrics.gauges["memory_bytes"] == 3
 
     served(world, test, metrics)
 
 
-def test_a_replica_that_is_stopped_holds_up_a_flip_only_for_a_while() -> None:
-    world = World(groups=2, replicas=2, generations=2)
+@pytest.mark.parametrize("slow", [0, 1])
+def test_a_replica_that_is_stopped_holds_up_a_flip_only_for_a_while(slow: int) -> None:
+    world = World(groups=2, replicas=2, generations=3)
 
     async def test(service: SearchService) -> None:
+        world.replicas[0][slow].load_s = 1000
+        for number, patience_s in ((2, 5), (3, 1.5)):  # then it is known to be at it
+            world.watch.published.append(number)
+            await asyncio.sleep(patience_s)
+            assert service.generation().number == number
+            check(await ask(service, nprobe=LISTS), 0)
+
+    served(world, test, settle_s=2)
+
+
+def test_a_replica_that_is_slow_to_load_counts_when_it_has_loaded() -> None:
+    """Its twin was begun meanwhile, and could not load it."""
+    world = World(groups=1, replicas=2, generations=2)
+
+    async def test(service: SearchService) -> None:
+        world.all[0].load_s = 5
+        world.all[1].refuses[2] = Unavailable("the store does not answer")
         world.watch.published.append(2)
-        world.replicas[0][1].load_s = 1000
-        await asyncio.sleep(5)
-        assert service.generation().number == 2
+        await asyncio.sleep(7)
+        assert (service.generation().number, world.all[0].loads) == (2, 0)
         check(await ask(service, nprobe=LISTS), 0)
 
     served(world, test, settle_s=2)
+
+
+def test_an_old_flip_that_still_waits_for_a_replica_loads_nothing_more() -> None:
+    """The second of three replicas takes so long that two newer generations are served by then."""
+    world = World(groups=1, replicas=3, generations=4)
+    _, slow, last = world.all
+
+    async def test(service: SearchService) -> None:
+        slow.load_s = 30
+        for number in (2, 3, 4):
+            world.watch.published.append(number)
+            await asyncio.sleep(5)
+            assert service.generation().number == number
+        await asyncio.sleep(60)
+        assert last.loaded == [3, 4]
+
+    served(world, test, settle_s=1)
+
+
+def test_what_is_served_is_dropped_last_where_its_successor_was_refused() -> None:
+    """Nobody has asked anything: a replica cannot tell which of two generations is the one that is served."""
+    world = World(groups=2, replicas=1, generations=3)
+    first, second = world.all
+
+    async def test(service: SearchService) -> None:
+        second.refuses[2] = Corrupt("damaged")
+        world.watch.published.append(2)
+        await asyncio.sleep(3)
+        assert first.loaded == [1, 2]
+        second.load_s = 5
+        world.watch.published.append(3)
+        await asyncio.sleep(3)
+        assert first.loaded == [1, 3]
+        check(found := await ask(service, nprobe=LISTS), 0)
+        assert found.generation == 1
+
+    served(world, test)
 
 
 def test_a_store_that_does_not_answer_changes_nothing_and_is_asked_less_often() -> None:

@@ -228,3 +228,51 @@ def test_a_replica_that_is_away_while_slots_change_costs_no_more_than_its_own_pa
         assert (answers[-1].generation, answers[-1].coverage) == (2, 1.0)
 
     served(world, test)
+
+
+def test_a_group_that_comes_back_after_the_flip_brings_its_columns() -> None:
+    world, metrics = without_room(3, 1), Counted()
+    world.all[2].columns["year"] = "integer"
+
+    async def test(service: SearchService) -> None:
+        world.all[2].dead = True
+        await asyncio.sleep(1)
+        world.watch.published.append(2)
+        await asyncio.sleep(20)
+        assert "year" not in service.generation().columns
+        world.watch.away = True  # what replicas tell is enough
+        world.all[2].restart()
+        await asyncio.sleep(40)
+        assert service.generation().columns["year"] == "integer"
+        found = await ask(service, where="year >= 1990", nprobe=LISTS)
+        assert (found.generation, found.coverage) == (2, 1.0)
+        assert metrics.counts["flips"] == 1, "the same generation again is no flip"
+
+    served(world, test, metrics)
+
+
+def test_replicas_that_die_as_slots_change_do_not_leave_the_service_with_nothing() -> None:
+    """One group of three has the new generation, when the others fail before anybody knew them to be down."""
+    world = World(3, 1, generations=2, shards=3)
+    for replica in world.all:
+        replica.beside, replica.most = NO_ROOM, 1
+    first, second, third = world.all
+
+    async def test(service: SearchService) -> None:
+        world.watch.published.append(2)
+        while second.loaded:
+            await asyncio.sleep(0.01)
+        second.dead = third.dead = True
+        await asyncio.sleep(0.15)
+        assert service.generation().number == 1, "the load has failed, and no look has"
+        await asyncio.sleep(20)
+        assert first.loaded == [2]
+        found = await ask(service, nprobe=LISTS)
+        assert (found.generation, found.coverage) == (2, pytest.approx(1 / 3))
+        second.restart()
+        third.restart()
+        await asyncio.sleep(40)
+        found = await ask(service, nprobe=LISTS)
+        assert (found.generation, found.coverage) == (2, 1.0)
+
+    served(world, test)
