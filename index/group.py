@@ -99,7 +99,6 @@ class ShardGroup:
         rows: that can be found. lists: inverted lists; 1 where the index is flat.
         dim: components of its vectors; 0 where there are none.
         columns: what filters may name, and its type (`index.filters`).
-        code_bytes: memory of codes and rows, shared segments included.
     """
 
     generation: Generation
@@ -125,10 +124,6 @@ class ShardGroup:
     @cached_property
     def columns(self) -> Mapping[str, str]:
         return united_columns(segment.rows.columns for segment in self.segments)
-
-    @cached_property
-    def code_bytes(self) -> int:
-        return sum(segment.nbytes for segment in self.segments)
 
     def scan(self, asked: Scan) -> Scanned:
         """The best images that `asked.lists` lists of each segment hold, up to `asked.k`.
