@@ -87,7 +87,7 @@ def _below(folder: str, gallery: Gallery) -> dict[str, str]:
     return {path: sha256 for path, sha256 in contents(gallery.store).items() if path.startswith(folder)}
 
 
-@pytest.mark.parametrize("most_images", [200, 1, 37])
+@pytest.mark.parametrize("most_images", [200, 37])
 def test_models_do_not_depend_on_times_of_change_nor_on_parts(
     town: Mapping[str, bytes], recipe: Recipe, whole: Gallery, tmp_path: Path, most_images: int
 ) -> None:
