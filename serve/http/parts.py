@@ -10,8 +10,8 @@ from serve.http.thumbnails import Thumbnails
 from serve.http.uploads import Uploads
 from serve.metrics import Metrics
 from serve.refusals import DeadlineExceeded
-from serve.replicas.workers import Workers
 from serve.service.search_service import SearchService
+from serve.workers import Workers
 
 
 @dataclass(frozen=True)

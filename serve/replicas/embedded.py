@@ -27,7 +27,7 @@ from serve.query import QUERY_COMPUTE, ImageQuery
 from serve.replicas.encoder_server import EncoderServer
 from serve.replicas.group_server import GroupServer
 from serve.replicas.rerank_server import RerankServer
-from serve.replicas.workers import Workers
+from serve.workers import Workers
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,7 +37,7 @@ _WAITING = 64  # calls that may wait for a thread; the service admits fewer
 
 
 class ScanThreads:
-    """Where the replicas of a process run: threads for scans, one for loads, and one for checks."""
+    """Where all replicas of a process run: threads for scans, one for loads, and one for checks."""
 
     def __init__(self, threads: int | None = None) -> None:
         count = threads or processors()

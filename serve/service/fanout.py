@@ -7,7 +7,6 @@ together, so that any grouping answers as the single index would.
 import asyncio
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float32
@@ -19,8 +18,6 @@ from serve.service.batching import Lane, Reply
 from serve.service.course import Course
 from serve.service.deadline import Deadline
 from serve.service.hedging import Absent
-
-T = TypeVar("T")
 
 MORE_LISTS = "more-lists"  # the step that an answer goes without where a filter needs more than there is time
 _ROUND_SHARE = 0.7  # part of the time left after which groups that are late may hold up no further round
@@ -111,9 +108,7 @@ class FanOut:
         }
         found: dict[int, Row] = {}
         try:
-            while asked and len(found) < len(
-                ids
-            ):  # an image is in one group: who comes later has nothing more
+            while asked and len(found) < len(ids):  # an image is in one group: the rest has no more
                 done, _ = await asyncio.wait(
                     asked, timeout=deadline.left(), return_when=asyncio.FIRST_COMPLETED
                 )
@@ -155,24 +150,26 @@ async def _replies(
     part of the time is over. When the caller is cancelled, all are.
     """
     try:
-        if patience < 1:
-            await _wait(asked, deadline.part(patience))
-            here = [each.result() for each in asked if each.done()]
-            scanned = [reply for reply in here if isinstance(reply, Scanned)]
-            if len(here) < len(asked) and scanned and not enough(merge_scanned(scanned, k), k):
-                deadline = deadline.part(0)
-        await _wait(asked, deadline)
+        late = await _wait(asked, deadline.part(patience))
+        if late and patience < 1:
+            replies = [each.result() for each in asked if each not in late]
+            scanned = [reply for reply in replies if isinstance(reply, Scanned)]
+            if not scanned or enough(merge_scanned(scanned, k), k):
+                await _wait(asked, deadline)
     finally:
         for each in asked:
             each.cancel()  # does nothing to those that are done
     return [None if each.cancelled() else each.result() for each in asked]
 
 
-async def _wait(futures: "Sequence[asyncio.Future[T]]", deadline: Deadline) -> None:
-    """Until all are done, or the deadline; nothing is cancelled."""
-    open_ = [each for each in futures if not each.done()]
-    if open_ and not deadline.over:
-        await asyncio.wait(open_, timeout=deadline.left())
+async def _wait(
+    replies: "Sequence[asyncio.Future[Reply]]", deadline: Deadline
+) -> "set[asyncio.Future[Reply]]":
+    """Those that are not there by the deadline; nothing is cancelled."""
+    late = {each for each in replies if not each.done()}
+    if late and not deadline.over:
+        _, late = await asyncio.wait(late, timeout=deadline.left())
+    return late
 
 
 _NOTHING = Scanned(np.empty(0, np.float32), np.empty(0, np.int64), (), 0, (), 0.0)

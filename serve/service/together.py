@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """The results in their order. One is awaited as it is, without a task; none are there at once.
+    """The results in their order. One is awaited as it is, without a task.
 
     Raises:
         What the first that fails raises, as it is; the others are cancelled and have ended by then.
